@@ -1,0 +1,1 @@
+"""Regraft: a compiler-style graph rewriting framework for neural networks."""

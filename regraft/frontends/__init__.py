@@ -1,0 +1,1 @@
+"""Graph languages: what each one reads, writes and runs."""

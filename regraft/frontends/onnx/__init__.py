@@ -1,0 +1,1 @@
+"""ONNX graphs: loading, views, rewriting, saving."""

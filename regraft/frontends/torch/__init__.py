@@ -1,0 +1,1 @@
+"""torch.fx graphs: capture, views, rewriting."""

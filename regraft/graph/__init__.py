@@ -1,0 +1,1 @@
+"""The program being rewritten: protocols, matcher, sites, snapshots and cost."""

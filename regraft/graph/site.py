@@ -1,0 +1,126 @@
+"""Sites: places in a graph that a pass can rewrite, named as the user's model names them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from regraft.errors import GraphError
+from regraft.graph.graph import Graph
+from regraft.graph.types import TensorType
+from regraft.graph.view import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place that can be replaced by one op.
+
+    Attributes:
+        name: the layer's name in the user's model ("encoder.layer.0.attention.self.query").
+        operands: keys of the activations it reads, by operand name.
+        output: key of the value it computes; keeps its key when the site is replaced.
+        nodes: keys of the nodes it covers.
+    """
+
+    name: str
+    operands: Mapping[str, str]
+    output: str
+    nodes: Sequence[str]
+
+    def describe(self) -> str:
+        """Return what stands there now, in a few characters, for the ledger."""
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSite(Site):
+    """y = alpha · x · Wᵀ + beta · bias with constant W, however the graph spells it.
+
+    Attributes:
+        graph: where the weights are read from.
+        weight_value: the constant that holds W; shared with other readers or not.
+        bias_value: the constant that holds the bias, or None.
+        transposed: whether the constant is stored [in, out] rather than [out, in].
+        alpha: factor of the product (1 except for some Gemm and addmm).
+        beta: factor of the bias.
+        input_type: type of x, as far as it is known.
+        feeds_output: whether the graph returns y itself (a head).
+        weight_readers: names of other operations that read W ("embedding"), for tied weights.
+    """
+
+    graph: Graph = field(repr=False)
+    weight_value: Value
+    bias_value: Value | None
+    transposed: bool
+    in_features: int
+    out_features: int
+    input_type: TensorType
+    alpha: float = 1.0
+    beta: float = 1.0
+    feeds_output: bool = False
+    weight_readers: tuple[str, ...] = ()
+
+    @property
+    def input(self) -> str:
+        """Key of x."""
+        return self.operands["x"]
+
+    @property
+    def shape(self) -> str:
+        """Out x in, as in the weight ("1536x384")."""
+        return f"{self.out_features}x{self.in_features}"
+
+    def describe(self) -> str:
+        """Return the weight's shape."""
+        return self.shape
+
+    @property
+    def break_even_rank(self) -> int:
+        """Smallest rank at which two factors hold at least as many parameters as the dense weight."""
+        m, n = self.out_features, self.in_features
+        return -(-m * n // (m + n))
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W as [out, in], alpha included; loaded on first use."""
+        stored = self.graph.constant(self.weight_value)
+        if stored is None:
+            raise GraphError(f"{self.name}: weight {self.weight_value.name} has no content")
+        weight = stored.detach().t() if self.transposed else stored.detach()
+        return weight if self.alpha == 1.0 else weight * self.alpha
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """The bias as [out], beta included; None when there is none."""
+        if self.bias_value is None:
+            return None
+        stored = self.graph.constant(self.bias_value)
+        if stored is None:
+            raise GraphError(f"{self.name}: bias {self.bias_value.name} has no content")
+        bias = stored.detach().reshape(-1).expand(self.out_features)
+        return bias if self.beta == 1.0 else bias * self.beta
+
+    @property
+    def bytes(self) -> int:
+        """Size of weight and bias in bytes."""
+        elements = self.out_features * self.in_features + (self.out_features if self.bias_value else 0)
+        return elements * self.weight.element_size()
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Return what the dense layer computes, in float64; x [..., in] -> [..., out]."""
+        y = x.double() @ self.weight.double().t()
+        return y if self.bias is None else y + self.bias.double()
+
+
+@dataclass(frozen=True, slots=True)
+class NearMiss:
+    """A place that looked like a site and is none.
+
+    Attributes:
+        name: layer or node name.
+        reason: why it is none, as a phrase that completes "not a linear layer: ...".
+    """
+
+    name: str
+    reason: str

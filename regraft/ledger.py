@@ -1,0 +1,171 @@
+"""The ledger: what every pass did, refused and rolled back, site by site, with the numbers that were measured.
+
+Passes write it, diffs and reports read it. It prints as one line a site and converts to plain data and back.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
+
+Status = Literal["rewritten", "kept", "rolled back"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of one site under one pass.
+
+    Attributes:
+        pass_name: name of the pass ("low-rank").
+        site: the layer's name in the user's model.
+        status: rewritten; kept (the pass refused it); rolled back (it was rewritten and did not hold).
+        before: what stood there ("1536x384").
+        after: what stands there now or would ("rank 122").
+        reason: why it was kept or rolled back; "" when rewritten.
+        announced_error: relative error that the pass announced for the layer's output (0 for exact passes).
+        measured_error: the same, measured on the rewritten graph.
+        checked_on: inputs of that measurement.
+        bytes_before: parameter bytes of the site before; None when unknown.
+        bytes_after: parameter bytes after.
+        op: name of the op that was inserted ("lowrank_linear").
+        removed: keys of the nodes that the rewrite covered.
+        output: key of the value that the new node computes; the same before and after.
+    """
+
+    pass_name: str
+    site: str
+    status: Status
+    before: str = ""
+    after: str = ""
+    reason: str = ""
+    announced_error: float | None = None
+    measured_error: float | None = None
+    checked_on: Literal["calibration", "random", ""] = ""
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    op: str = ""
+    removed: tuple[str, ...] = ()
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """What one pass did to the whole model.
+
+    Attributes:
+        name: name of the pass.
+        spelling: the pass with its options, as the command line spells it.
+        seconds: wall time of the pass, checks included.
+        model_error: relative error of the model's outputs against the original model's, after this pass; None when
+            there was nothing to run the model on.
+        notes: one-line remarks (a budget that cost sites, a pass taken back).
+    """
+
+    name: str
+    spelling: str
+    seconds: float
+    model_error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Records of passes and entries of sites, in the order in which they happened."""
+
+    passes: list[PassRecord] = field(default_factory=list[PassRecord])
+    entries: list[Entry] = field(default_factory=list[Entry])
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def with_status(self, status: Status) -> list[Entry]:
+        """Return the entries of that status."""
+        return [entry for entry in self.entries if entry.status == status]
+
+    @property
+    def rewritten(self) -> list[Entry]:
+        """Entries of sites that were rewritten and still are."""
+        return self.with_status("rewritten")
+
+    @property
+    def kept(self) -> list[Entry]:
+        """Entries of sites that a pass refused."""
+        return self.with_status("kept")
+
+    @property
+    def rolled_back(self) -> list[Entry]:
+        """Entries of sites that were rewritten and taken back."""
+        return self.with_status("rolled back")
+
+    @property
+    def model_error(self) -> float | None:
+        """Relative output error of the final model, where it was measured."""
+        measured = [record.model_error for record in self.passes if record.model_error is not None]
+        return measured[-1] if measured else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data (JSON types)."""
+        return {
+            "passes": [asdict(record) for record in self.passes],
+            "entries": [asdict(entry) for entry in self.entries],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Ledger":
+        """Return the ledger that `to_dict` described."""
+        return cls(
+            passes=[_record_from(record) for record in data["passes"]],
+            entries=[_entry_from(entry) for entry in data["entries"]],
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([*_entry_lines(self.entries), *_pass_lines(self)])
+
+
+def _record_from(data: dict[str, Any]) -> PassRecord:
+    fields = {**data, "notes": tuple(data["notes"])}
+    return PassRecord(**cast(Any, fields))
+
+
+def _entry_from(data: dict[str, Any]) -> Entry:
+    fields = {**data, "removed": tuple(data["removed"])}
+    return Entry(**cast(Any, fields))
+
+
+def entry_cells(entry: Entry) -> tuple[str, str, str, str, str]:
+    """Return the cells of an entry's line: pass, site, what became of it, error, bytes."""
+    if entry.status != "rewritten":
+        return entry.pass_name, entry.site, f"{entry.status}: {entry.reason}", "", ""
+    error = "" if entry.measured_error is None else f"error {entry.measured_error:.2g}"
+    size = ""
+    if entry.bytes_before is not None and entry.bytes_after is not None:
+        size = f"{entry.bytes_before / 1e6:.2f} -> {entry.bytes_after / 1e6:.2f} MB"
+    return entry.pass_name, entry.site, f"{entry.before} -> {entry.after}", error, size
+
+
+def _entry_lines(entries: list[Entry]) -> list[str]:
+    rows = [entry_cells(entry) for entry in entries]
+    aligned = [row for row in rows if row[3] or row[4]] or rows
+    first = max((len(row[0]) for row in rows), default=0)
+    second = max((len(row[1]) for row in rows), default=0)
+    third = max((len(row[2]) for row in aligned), default=0)
+    fourth = max((len(row[3]) for row in aligned), default=0)
+    return [
+        f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]:<{third}}  {row[3]:<{fourth}}  {row[4]}".rstrip()
+        for row in rows
+    ]
+
+
+def _pass_lines(ledger: Ledger) -> list[str]:
+    lines: list[str] = []
+    for record in ledger.passes:
+        mine = [entry.status for entry in ledger.entries if entry.pass_name == record.name]
+        counts = ", ".join(
+            f"{mine.count(status)} {status}" for status in ("rewritten", "kept", "rolled back") if status in mine
+        )
+        error = "" if record.model_error is None else f"; model output error {record.model_error:.2g}"
+        lines.append(f"{record.spelling}: {counts or 'nothing to do'} in {record.seconds:.1f} s{error}")
+        lines.extend(f"{record.name}: {note}" for note in record.notes)
+    return lines

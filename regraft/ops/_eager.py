@@ -1,0 +1,126 @@
+"""The core operations on torch tensors: an op's eager meaning and, in float64, its oracle."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from regraft.ops._op import Op
+
+
+class TorchBuilder:
+    """`Builder[Tensor]`: computes at once; every operation is differentiable where it can be."""
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, weight)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.matmul(a, b)
+
+    def matmul_integer(self, a: Tensor, b: Tensor, a_zero_point: int) -> Tensor:
+        return torch.matmul(a.to(torch.int32) - a_zero_point, b.to(torch.int32))
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def sub(self, a: Tensor, b: Tensor) -> Tensor:
+        return a - b
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+    def div(self, a: Tensor, b: Tensor) -> Tensor:
+        return a / b
+
+    def maximum(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.maximum(a, b)
+
+    def minimum(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.minimum(a, b)
+
+    def neg(self, x: Tensor) -> Tensor:
+        return -x
+
+    def abs(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        return x.sqrt()
+
+    def exp(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+    def erf(self, x: Tensor) -> Tensor:
+        return torch.erf(x)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def relu(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    def round(self, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    def equal(self, a: Tensor, b: Tensor) -> Tensor:
+        return a == b
+
+    def where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(condition, a, b)
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        return x.to(getattr(torch, dtype))
+
+    def cast_like(self, x: Tensor, like: Tensor) -> Tensor:
+        return x.to(like.dtype)
+
+    def scalar(self, value: float, like: Tensor) -> Tensor:
+        return torch.full((), value, dtype=like.dtype, device=like.device)
+
+    def reduce_sum(self, x: Tensor, axis: int) -> Tensor:
+        return x.sum(dim=axis, keepdim=True)
+
+    def reduce_max(self, x: Tensor, axis: int) -> Tensor:
+        return x.amax(dim=axis, keepdim=True)
+
+    def reduce_mean(self, x: Tensor, axis: int) -> Tensor:
+        return x.mean(dim=axis, keepdim=True)
+
+    def softmax(self, x: Tensor, axis: int) -> Tensor:
+        return torch.softmax(x, dim=axis)
+
+    def swap_last(self, x: Tensor) -> Tensor:
+        return x.transpose(-1, -2)
+
+    def permute(self, x: Tensor, order: Sequence[int]) -> Tensor:
+        return x.permute(*order)
+
+    def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        return x.reshape([x.shape[place] if extent == 0 else extent for place, extent in enumerate(shape)])
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])
+
+    def like_rows_of(self, y: Tensor, x: Tensor) -> Tensor:
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(list(parts), dim=axis)
+
+    def slice(self, x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+        return x.narrow(axis, start, stop - start)
+
+    def pad_last(self, x: Tensor, count: int) -> Tensor:
+        return torch.nn.functional.pad(x, (0, count))
+
+    def gather(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:
+        return torch.index_select(x, axis, indices)
+
+
+def evaluate(op: Op, tensors: Mapping[str, Tensor | None], attributes: Mapping[str, int | float]) -> Tensor:
+    """Return the op's result on tensors by operand name; in float64 operands this is the oracle of every backend."""
+    operands = [tensors.get(operand.name) for operand in op.operands]
+    return op.decompose(TorchBuilder(), *operands, **attributes)

@@ -1,0 +1,120 @@
+"""What a structured op is: one declaration from which every backend's form follows."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from regraft.errors import ShapeError
+from regraft.graph.cost_types import OpCost
+from regraft.graph.types import TensorType
+
+AttributeKind = Literal["int", "float"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One tensor operand of an op; operands that may be absent come last."""
+
+    name: str
+    optional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ints:
+    """Shape and range (both ends included) of an integer operand of an example."""
+
+    shape: tuple[int, ...]
+    low: int
+    high: int
+    dtype: str = "int8"
+
+
+@dataclass(frozen=True)
+class Example:
+    """Shapes (and attributes) on which the conformance test runs an op; the content is drawn from a seed.
+
+    Attributes:
+        name: what is special about it.
+        shapes: operand name to shape of a floating-point operand, or `Ints`. Absent optional operands are left out.
+        dynamic: dims of the first operand that stay symbolic in exported forms.
+    """
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...] | Ints]
+    attributes: Mapping[str, int | float] | None = None
+    dynamic: tuple[int, ...] = (0,)
+
+    def tensors(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
+        """Return operands by name: floating-point ones from a normal distribution in `dtype`, integers uniform."""
+        generator = torch.Generator().manual_seed(seed)
+        return {name: _draw(spec, dtype, generator) for name, spec in self.shapes.items()}
+
+
+def _draw(spec: tuple[int, ...] | Ints, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    if isinstance(spec, Ints):
+        drawn = torch.randint(spec.low, spec.high + 1, spec.shape, generator=generator)
+        return drawn.to(getattr(torch, spec.dtype))
+    return torch.randn(spec, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A structured op.
+
+    Attributes:
+        name: snake case; the torch op is `torch.ops.regraft.<name>`, the ONNX node `regraft::<CamelCase>`.
+        doc: one line for lists and for the doc string of the ONNX function.
+        infer: types by operand name (None where absent), attributes by keyword -> type of the result;
+            raises ShapeError.
+        decompose: (builder, *operands, *, attributes) -> result. Its signature declares the op: positional parameters
+            are operands in order, those with the default None are optional, keyword-only ones annotated int or float
+            are attributes.
+        cost: as `infer`, returns an OpCost.
+        examples: what the conformance test runs.
+        linear_weights: operands that `decompose` uses only as the weight of `Builder.linear`: a backend may store them
+            transposed.
+    """
+
+    name: str
+    doc: str
+    infer: Callable[..., TensorType]
+    decompose: Callable[..., Any]
+    cost: Callable[..., OpCost]
+    examples: tuple[Example, ...]
+    linear_weights: tuple[str, ...] = ()
+
+    @cached_property
+    def operands(self) -> tuple[Operand, ...]:
+        """Tensor operands in order."""
+        parameters = list(inspect.signature(self.decompose).parameters.values())[1:]
+        return tuple(
+            Operand(parameter.name, parameter.default is None)
+            for parameter in parameters
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        )
+
+    @cached_property
+    def attributes(self) -> Mapping[str, AttributeKind]:
+        """Attributes in order, with their kinds."""
+        parameters = inspect.signature(self.decompose).parameters.values()
+        return {
+            parameter.name: "float" if parameter.annotation is float else "int"
+            for parameter in parameters
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+
+    @property
+    def onnx_name(self) -> str:
+        """Name of the ONNX function when every optional operand is present ("LowrankLinear")."""
+        return "".join(part.capitalize() for part in self.name.split("_"))
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ShapeError with that message unless the condition holds."""
+    if not condition:
+        raise ShapeError(message)
