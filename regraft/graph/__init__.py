@@ -1,1 +1,31 @@
 """The program being rewritten: protocols, matcher, sites, snapshots and cost."""
+
+from regraft.graph.graph import Attributes, Graph, Inputs, Outputs, Replacement, StructuredOp, Tapped
+from regraft.graph.linear import find_linear_sites
+from regraft.graph.site import LinearSite, NearMiss, Site
+from regraft.graph.snapshot import Snapshot, SnapshotNode, SnapshotValue, snapshot_of
+from regraft.graph.types import Dim, TensorType
+from regraft.graph.view import Attribute, Node, Value
+
+__all__ = [
+    "Attribute",
+    "Attributes",
+    "Dim",
+    "Graph",
+    "Inputs",
+    "LinearSite",
+    "NearMiss",
+    "Node",
+    "Outputs",
+    "Replacement",
+    "Site",
+    "Snapshot",
+    "SnapshotNode",
+    "SnapshotValue",
+    "StructuredOp",
+    "Tapped",
+    "TensorType",
+    "Value",
+    "find_linear_sites",
+    "snapshot_of",
+]

@@ -45,6 +45,7 @@ class LinearSite(Site):
         alpha: factor of the product (1 except for some Gemm and addmm).
         beta: factor of the bias.
         input_type: type of x, as far as it is known.
+        nested: whether it lives in a nested body (If, Loop, Scan), where its inputs cannot be tapped.
         feeds_output: whether the graph returns y itself (a head).
         weight_readers: names of other operations that read W ("embedding"), for tied weights.
     """
@@ -56,6 +57,7 @@ class LinearSite(Site):
     in_features: int
     out_features: int
     input_type: TensorType
+    nested: bool = False
     alpha: float = 1.0
     beta: float = 1.0
     feeds_output: bool = False

@@ -23,6 +23,7 @@ class Value:
         producer: the node that computes it; None for inputs and constants.
         users: nodes that read it, in graph order; a node that reads it twice stands here once.
         is_output: whether the graph (or the subgraph it belongs to) returns it.
+        nested: whether it lives in a nested body (If, Loop, Scan), where it cannot be tapped.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Value:
     producer: "Node | None" = None
     users: "list[Node]" = field(default_factory=list["Node"])
     is_output: bool = False
+    nested: bool = False
 
     def __repr__(self) -> str:
         return f"Value({self.key}: {self.type})"

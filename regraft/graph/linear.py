@@ -1,0 +1,228 @@
+"""Finding linear layers, in every way that torch and ONNX spell them.
+
+    linear(x, W, b)    addmm(b, x, Wt)    matmul(x, Wt) [+ b]    gemm(x, W, b; alpha, beta, transA, transB)
+
+with a constant W, stored [out, in] or [in, out], possibly behind a transpose.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from regraft.graph.graph import Graph
+from regraft.graph.matcher import LOOK_THROUGH, Match, Pattern, call, constant, match, pattern, source
+from regraft.graph.site import LinearSite, NearMiss
+from regraft.graph.types import TensorType
+from regraft.graph.view import Node, Value
+
+_add, _matmul = call("add"), call("matmul")
+
+CANDIDATES: Final = frozenset({"linear", "addmm", "matmul", "gemm"})
+
+
+def _biased_product(x: Pattern, w: Pattern, bias: Pattern) -> Pattern:
+    return _add(_matmul(x, w), constant(bias))
+
+
+BIASED_PRODUCT: Final = pattern(_biased_product)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The operands of a linear layer, before its weight is looked at."""
+
+    x: Value
+    weight: Value
+    bias: Value | None
+    output: Value
+    nodes: tuple[Node, ...]
+    transposed: bool
+    alpha: float = 1.0
+    beta: float = 1.0
+
+
+def find_linear_sites(graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
+    """Return all linear layers in graph order, and the products that are none, with the reasons.
+
+    Layers of one name (a module that is called twice) get "#2", "#3" behind it.
+    """
+    sites: list[LinearSite] = []
+    misses: list[NearMiss] = []
+    seen: dict[str, int] = {}
+    for node in graph.nodes():
+        if node.op not in CANDIDATES:
+            continue
+        site = _site(graph, node)
+        if isinstance(site, NearMiss):
+            misses.append(site)
+            continue
+        seen[site.name] = seen.get(site.name, 0) + 1
+        count = seen[site.name]
+        sites.append(site if count == 1 else replace(site, name=f"{site.name}#{count}"))
+    return sites, misses
+
+
+def _site(graph: Graph, node: Node) -> LinearSite | NearMiss:
+    found = _operands(node)
+    label = node.scope or node.key
+    if isinstance(found, str):
+        return NearMiss(label, found)
+    weight, turned, passed = _constant_behind(found.weight)
+    if weight is None:
+        return NearMiss(label, _why_not_constant(found))
+    shape = weight.type.shape
+    if shape is None or len(shape) != 2 or not all(isinstance(extent, int) for extent in shape):
+        return NearMiss(label, f"the weight {weight.name} must be a matrix, it is {weight.type}")
+    transposed = found.transposed != turned
+    out_features, in_features = (int(shape[1]), int(shape[0])) if transposed else (int(shape[0]), int(shape[1]))
+    problem = _bias_problem(found.bias, out_features)
+    if problem:
+        return NearMiss(label, problem)
+    return LinearSite(
+        name=_layer_name(node, found, weight),
+        operands={"x": found.x.key},
+        output=found.output.key,
+        nodes=tuple(covered.key for covered in found.nodes),
+        graph=graph,
+        weight_value=weight,
+        bias_value=None if found.bias is None else source(found.bias)[0],
+        transposed=transposed,
+        in_features=in_features,
+        out_features=out_features,
+        input_type=_input_type(found.x, in_features),
+        nested=found.x.nested,
+        alpha=found.alpha,
+        beta=found.beta,
+        feeds_output=_reaches_output(found.output),
+        weight_readers=_other_readers(weight, (*found.nodes, *passed)),
+    )
+
+
+def _operands(node: Node) -> _Found | str:
+    if node.op == "linear":
+        x, weight, bias = _padded(node, 3)
+        return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), transposed=False)
+    if node.op == "addmm":
+        bias, x, weight = _padded(node, 3)
+        alpha, beta = _number(node, "alpha"), _number(node, "beta")
+        return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), True, alpha, beta)
+    if node.op == "gemm":
+        if node.attributes.get("transA", 0):
+            return "its first operand is transposed (transA=1)"
+        x, weight, bias = _padded(node, 3)
+        untransposed = not node.attributes.get("transB", 0)
+        alpha, beta = _number(node, "alpha"), _number(node, "beta")
+        return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), untransposed, alpha, beta)
+    return _product(node)
+
+
+def _product(node: Node) -> _Found:
+    x, weight = _padded(node, 2)
+    plain = _Found(_known(x), _known(weight), None, node.outputs[0], (node,), transposed=True)
+    users = node.outputs[0].users
+    if len(users) != 1 or users[0].op != "add" or users[0].attributes.get("alpha", 1) != 1:
+        return plain
+    sum_ = users[0]
+    outcome = match(BIASED_PRODUCT, sum_)
+    if not isinstance(outcome, Match) or outcome.bindings["w"] is not weight:
+        return plain
+    bias = outcome.bindings["bias"]
+    weight_value = _constant_behind(plain.weight)[0]
+    if weight_value is None or _bias_problem(bias, _last(node.outputs[0].type, weight_value)):
+        return plain
+    return replace(plain, bias=bias, output=sum_.outputs[0], nodes=(sum_, *outcome.nodes[1:]))
+
+
+def _last(result: TensorType, weight: Value) -> int:
+    """Width of a product: from its type, else from the weight as matmul reads it."""
+    extent = result.shape[-1] if result.shape else (weight.type.shape or (0,))[-1]
+    return extent if isinstance(extent, int) else 0
+
+
+def _constant_behind(value: Value) -> tuple[Value | None, bool, tuple[Node, ...]]:
+    """The constant that a value comes from, through transposes of a matrix; whether it is turned; the nodes passed."""
+    turned = False
+    nodes: tuple[Node, ...] = ()
+    value, passed = source(value)
+    nodes += passed
+    while value.producer is not None and value.producer.op == "transpose" and value.type.rank == 2:
+        operand = value.producer.inputs[0]
+        if operand is None or value.producer.attributes.get("perm", (1, 0)) not in ((1, 0), None):
+            break
+        nodes += (value.producer,)
+        value, passed = source(operand)
+        nodes += passed
+        turned = not turned
+    return (value if value.role == "constant" else None), turned, nodes
+
+
+def _why_not_constant(found: _Found) -> str:
+    weight = source(found.weight)[0]
+    if source(found.x)[0].role == "constant":
+        return "the constant is its left operand; a layer's weight is the right one"
+    if weight.role == "input":
+        return f"its weight {weight.name} is an input of the graph"
+    return f"neither operand is a constant (the right one is {weight.key})"
+
+
+def _bias_problem(bias: Value | None, out_features: int) -> str:
+    if bias is None:
+        return ""
+    origin = source(bias)[0]
+    if origin.role != "constant":
+        return f"its bias {origin.name} is not a constant"
+    shape = origin.type.shape
+    if shape is None:
+        return f"its bias {origin.name} has no known shape"
+    one_row = len(shape) >= 1 and shape[-1] == out_features and all(extent == 1 for extent in shape[:-1])
+    return "" if one_row else f"its bias {origin.name} is {origin.type}, [{out_features}] is needed"
+
+
+def _layer_name(node: Node, found: _Found, weight: Value) -> str:
+    if node.scope:
+        return node.scope
+    for value in (weight, found.bias):
+        origin = None if value is None else source(value)[0]
+        for ending in (".weight", ".bias"):
+            if origin is not None and origin.name.endswith(ending):
+                return origin.name.removesuffix(ending)
+    return node.key
+
+
+def _input_type(x: Value, in_features: int) -> TensorType:
+    shape = x.type.shape
+    return TensorType(x.type.dtype, None if shape is None else (*shape[:-1], in_features))
+
+
+def _reaches_output(value: Value) -> bool:
+    """Whether the graph returns this value, through nothing but changes of layout."""
+    if value.is_output:
+        return not value.nested
+    layout = LOOK_THROUGH | {"reshape", "squeeze", "unsqueeze", "cast"}
+    return any(node.op in layout and _reaches_output(node.outputs[0]) for node in value.users)
+
+
+def _other_readers(weight: Value, covered: Sequence[Node]) -> tuple[str, ...]:
+    readers: list[str] = []
+    waiting = list(weight.users)
+    while waiting:
+        node = waiting.pop()
+        if node.op == "transpose" or node.op in LOOK_THROUGH:
+            waiting.extend(node.outputs[0].users)
+        elif node not in covered:
+            readers.append(node.scope or node.key)
+    return tuple(sorted(readers))
+
+
+def _padded(node: Node, count: int) -> list[Value | None]:
+    return [*node.inputs, *[None] * count][:count]
+
+
+def _known(value: Value | None) -> Value:
+    assert value is not None, "a product has two operands"
+    return value
+
+
+def _number(node: Node, name: str) -> float:
+    value = node.attributes.get(name, 1.0)
+    return float(value) if isinstance(value, int | float) else 1.0
