@@ -110,3 +110,7 @@ class ExportError(RegraftError, RuntimeError):
 
 class OutputError(RegraftError, OSError):
     """An output file cannot be written."""
+
+
+class RegraftWarning(UserWarning):
+    """Something works, but not as one would hope."""

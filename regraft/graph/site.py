@@ -104,6 +104,11 @@ class LinearSite(Site):
         return bias if self.beta == 1.0 else bias * self.beta
 
     @property
+    def bias_fits(self) -> bool:
+        """Whether the stored bias is [out], so that another op can read it as it is."""
+        return self.bias_value is None or self.bias_value.type.shape == (self.out_features,)
+
+    @property
     def bytes(self) -> int:
         """Size of weight and bias in bytes."""
         elements = self.out_features * self.in_features + (self.out_features if self.bias_value else 0)

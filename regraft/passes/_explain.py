@@ -1,0 +1,76 @@
+"""Why a pass would rewrite a place, keep it, or not even see it."""
+
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from regraft.errors import UnknownNameError
+from regraft.graph import Graph, LinearSite, NearMiss
+from regraft.passes._pass import Reject
+from regraft.passes._registry import AnyPass, spelling
+from regraft.passes._spelling import meant
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a pass thinks of one place.
+
+    Attributes:
+        site: the layer's name in the user's model.
+        verdict: what would happen.
+        detail: the replacement, or the reason.
+    """
+
+    site: str
+    verdict: Literal["would rewrite", "would keep", "is no site"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The findings of one pass on one model; prints as a line each."""
+
+    spelling: str
+    findings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data (JSON types)."""
+        return {"pass": self.spelling, "findings": [asdict(finding) for finding in self.findings]}
+
+    def __str__(self) -> str:
+        if not self.findings:
+            return f"{self.spelling}: the model has nothing like what this pass rewrites"
+        width = max(len(finding.site) for finding in self.findings)
+        return "\n".join(f"{item.site:<{width}}  {item.verdict}: {item.detail}" for item in self.findings)
+
+
+def explain_graph(graph: Graph, item: AnyPass, site: str | None = None) -> Explanation:
+    """Return what a pass, without calibration, would do with every place, or with those whose name matches `site`.
+
+    Raises:
+        UnknownNameError: when no place has that name.
+    """
+    sites, misses = item.find(graph)
+    findings = [_of_site(item, found) for found in sites if _wanted(found.name, site)]
+    findings += [_of_miss(miss) for miss in misses if _wanted(miss.name, site)]
+    if site is not None and not findings:
+        names = [place.name for place in (*sites, *misses)]
+        raise UnknownNameError(f"{item.name} sees no {site!r} in {graph.name}{meant(site, names)}")
+    return Explanation(spelling(item), tuple(findings))
+
+
+def _of_site(item: AnyPass, site: LinearSite) -> Finding:
+    outcome = item.refuse(site) or item.plan(site, None)
+    if isinstance(outcome, Reject):
+        return Finding(site.name, "would keep", outcome.reason)
+    error = f"error {outcome.announced_error:.2g} from the weights alone"
+    size = f"{site.bytes / 1e6:.2f} -> {outcome.bytes_after / 1e6:.2f} MB"
+    return Finding(site.name, "would rewrite", f"{site.describe()} -> {outcome.after}, {error}, {size}")
+
+
+def _of_miss(miss: NearMiss) -> Finding:
+    return Finding(miss.name, "is no site", miss.reason)
+
+
+def _wanted(name: str, site: str | None) -> bool:
+    return site is None or name == site or fnmatchcase(name, site)

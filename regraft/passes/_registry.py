@@ -1,0 +1,174 @@
+"""Which passes exist: those in this folder, found by listing it, and those that other packages register."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, cast, get_type_hints
+
+import yaml
+
+from regraft.errors import ModelNotFoundError, OptionError, UnknownNameError
+from regraft.passes._pass import SitePass
+from regraft.passes._spelling import coerce_options, meant, spell, split_passes, type_text
+
+AnyPass = SitePass[Any, Any]
+PassLike = AnyPass | str
+
+
+@lru_cache(maxsize=1)
+def all_passes() -> Mapping[str, type[AnyPass]]:
+    """Return every pass class by name.
+
+    Raises:
+        OptionError: when another package registers a name that is taken, or something that is no pass.
+    """
+    folder = str(Path(__file__).parent)
+    package = __name__.rpartition(".")[0]
+    modules = sorted(item.name for item in iter_modules([folder]) if not item.name.startswith("_"))
+    found = {name.replace("_", "-"): _class_in(f"{package}.{name}") for name in modules}
+    for point in sorted(entry_points(group="regraft.passes"), key=lambda item: item.name):
+        loaded = point.load()
+        if point.name in found or not (isinstance(loaded, type) and issubclass(loaded, SitePass)):
+            problem = "is taken" if point.name in found else f"is no pass ({loaded!r})"
+            raise OptionError(f"entry point regraft.passes {point.name!r} of {point.value} {problem}")
+        found[point.name] = cast(type[AnyPass], loaded)
+    return found
+
+
+def get_pass(name: str) -> type[AnyPass]:
+    """Return the pass class of that name.
+
+    Raises:
+        UnknownNameError: with the names that exist.
+    """
+    passes = all_passes()
+    if name not in passes:
+        raise UnknownNameError(f"regraft.passes has no {name!r}{meant(name, passes)}; it has: {', '.join(passes)}")
+    return passes[name]
+
+
+def make_pass(name: str, options: Mapping[str, Any]) -> AnyPass:
+    """Return a pass with options given as text or plain data."""
+    cls = get_pass(name)
+    return cls(**coerce_options(name, options, cast(Any, cls)))
+
+
+def resolve_passes(passes: PassLike | Sequence[PassLike]) -> list[AnyPass]:
+    """Return pass instances from instances, spellings or the path of a recipe, mixed as one likes.
+
+    Raises:
+        OptionError, UnknownNameError: when one cannot be meant.
+        ModelNotFoundError: when a recipe does not exist.
+    """
+    listed: list[Any] = [passes] if isinstance(passes, str | SitePass) else list(passes)
+    found: list[AnyPass] = []
+    for item in listed:
+        if isinstance(item, SitePass):
+            found.append(item)
+        elif isinstance(item, str):
+            found.extend(_from_text(item))
+        else:
+            raise OptionError(f"a pass must be an instance, a spelling or the path of a recipe; got {item!r}")
+    if not found:
+        raise OptionError(f"at least one pass is needed; there are: {', '.join(all_passes())}")
+    return found
+
+
+def read_recipe(path: Path) -> list[AnyPass]:
+    """Return the passes of a recipe, a YAML file.
+
+        passes:
+          - low-rank: {keep: 0.5, targets: [encoder.*]}
+          - llm-int8
+
+    Raises:
+        ModelNotFoundError, OptionError: when it does not exist or says something else.
+    """
+    if not path.is_file():
+        raise ModelNotFoundError(f"recipe {path} does not exist")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise OptionError(f"recipe {path} is not YAML: {first}") from error
+    if not isinstance(data, dict) or set(data) != {"passes"} or not isinstance(data["passes"], list):
+        raise OptionError(f"recipe {path}: one key 'passes' with a list is needed; got {_summary(data)}")
+    return [_from_recipe(path, item) for item in data["passes"]]
+
+
+def spelling(instance: AnyPass) -> str:
+    """Return a pass as the command line spells it."""
+    return spell(instance.name, cast(Any, instance))
+
+
+def pass_options(cls: type[AnyPass]) -> list[tuple[str, str, str, str]]:
+    """Return name, type, default and description of every option of a pass."""
+    hints = get_type_hints(cls)
+    described = _attributes_section(cls.__doc__ or "")
+    return [
+        (item.name, type_text(hints[item.name]), _default_text(item.default), described.get(item.name, ""))
+        for item in fields(cast(Any, cls))
+    ]
+
+
+def _class_in(module: str) -> type[AnyPass]:
+    classes = [
+        item
+        for item in vars(import_module(module)).values()
+        if isinstance(item, type) and issubclass(item, SitePass) and item.__module__ == module
+    ]
+    assert len(classes) == 1, f"{module} must define one pass"
+    return cast(type[AnyPass], classes[0])
+
+
+def _from_text(text: str) -> list[AnyPass]:
+    if text.endswith((".yaml", ".yml")):
+        return read_recipe(Path(text))
+    return [make_pass(name, options) for name, options in split_passes(text)]
+
+
+def _from_recipe(path: Path, item: Any) -> AnyPass:
+    if isinstance(item, str):
+        found = _from_text(item)
+        if len(found) == 1:
+            return found[0]
+    if isinstance(item, dict) and len(item) == 1:
+        ((name, options),) = item.items()
+        if options is None or isinstance(options, dict):
+            return make_pass(str(name), options or {})
+    raise OptionError(f"recipe {path}: a pass is a name, or a name with options; got {item!r}")
+
+
+def _summary(data: Any) -> str:
+    return f"keys {sorted(map(str, data))}" if isinstance(data, dict) else type(data).__name__
+
+
+def _default_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "all" if value else "none"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _attributes_section(doc: str) -> dict[str, str]:
+    """Descriptions by name from the "Attributes:" section of a docstring."""
+    lines = doc.partition("Attributes:")[2].splitlines()
+    found: dict[str, str] = {}
+    current = ""
+    for line in lines[1:]:
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if not text or indent < 8:
+            if found and text:
+                break
+            continue
+        name, separator, rest = text.partition(": ")
+        if indent == 8 and separator and name.isidentifier():
+            current = name
+            found[current] = rest
+        elif current:
+            found[current] += " " + text
+    return found

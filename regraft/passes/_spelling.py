@@ -1,0 +1,216 @@
+"""How passes are spelled on the command line and in recipes: `low-rank{keep=0.4,targets=re:.*mlp.*},llm-int8`.
+
+passes  := pass ("," pass)*
+pass    := name [ "{" [ option ("," option)* ] "}" ]
+option  := key "=" value
+value   := quoted | "[" value (";" value)* "]" | text without , { } [ ] and quotes at its start
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, ClassVar, Final, Protocol, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from regraft.errors import OptionError
+
+RawOptions = Mapping[str, Any]
+
+_PLAIN: Final[Mapping[str, str]] = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple[str, ...]": "names",
+}
+
+
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+def split_passes(text: str) -> list[tuple[str, RawOptions]]:
+    """Return names and uninterpreted options of a spelling.
+
+    Raises:
+        OptionError: that quotes the place where the spelling breaks off.
+    """
+    scanner = _Scanner(text)
+    found = [_pass(scanner)]
+    while scanner.take(","):
+        found.append(_pass(scanner))
+    if not scanner.at_end:
+        raise scanner.error("a comma or the end is needed")
+    return found
+
+
+def coerce_options(owner: str, options: RawOptions, of: type[Dataclass]) -> dict[str, Any]:
+    """Return options converted to the types of a dataclass's fields.
+
+    Args:
+        owner: name for messages ("low-rank").
+        options: values as text, or as YAML gives them.
+        of: the dataclass.
+
+    Raises:
+        OptionError: for an option that does not exist or a value of another type.
+    """
+    hints = get_type_hints(of)
+    known = [item.name for item in fields(of)]
+    result: dict[str, Any] = {}
+    for key, raw in options.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            options_known = ", ".join(known) or "none"
+            raise OptionError(f"{owner} has no option {key!r}{meant(name, known)}; it has: {options_known}")
+        result[name] = _coerce(owner, name, raw, hints[name])
+    return result
+
+
+def spell(name: str, instance: Dataclass) -> str:
+    """Return the shortest spelling of a pass: its name, and the options that differ from their defaults."""
+    changed = {
+        item.name: getattr(instance, item.name)
+        for item in fields(instance)
+        if getattr(instance, item.name) != _default(item)
+    }
+    options = ",".join(f"{key}={_spell_value(value)}" for key, value in changed.items())
+    return f"{name}{{{options}}}" if options else name
+
+
+def type_text(hint: Any) -> str:
+    """Return a type as messages and lists show it ("a number", "names", "a whole number or none")."""
+    text = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint).replace("typing.", "")
+    plain = {
+        "float": "number",
+        "int": "whole number",
+        "bool": "true or false",
+        "str": "text",
+        "tuple[str, ...]": "names",
+    }
+    if text in plain:
+        return plain[text]
+    if text.startswith("Literal["):
+        return " or ".join(part.strip().strip("'") for part in text[8:-1].split(","))
+    return " or ".join("none" if part == "None" else _PLAIN.get(part, part) for part in text.split(" | "))
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """Return " (did you mean 'x'?)" when a known name is close, else ""."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _coerce(owner: str, name: str, raw: Any, hint: Any) -> Any:
+    value = raw
+    if hint == tuple[str, ...] and isinstance(raw, str):
+        value = (raw,)
+    if isinstance(raw, str) and raw.lower() in ("none", "null") and "None" in str(hint):
+        value = None
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError:
+        raise OptionError(f"{owner}: {name} must be {type_text(hint)}; got {raw!r}") from None
+
+
+def _default(item: Field[Any]) -> Any:
+    if item.default is not MISSING:
+        return item.default
+    return item.default_factory() if item.default_factory is not MISSING else MISSING
+
+
+def _spell_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ";".join(_spell_value(part) for part in value) + "]"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    text = str(value)
+    return f'"{text}"' if isinstance(value, str) and (not text or set(text) & set(',{}[];"= ')) else text
+
+
+class _Scanner:
+    """The rest of a text, read from the left."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.place = 0
+        self.skip_space()
+
+    @property
+    def at_end(self) -> bool:
+        return self.place >= len(self.text)
+
+    def skip_space(self) -> None:
+        while self.place < len(self.text) and self.text[self.place].isspace():
+            self.place += 1
+
+    def take(self, wanted: str) -> bool:
+        found = self.text.startswith(wanted, self.place)
+        if found:
+            self.place += len(wanted)
+            self.skip_space()
+        return found
+
+    def word(self, stops: str) -> str:
+        begin = self.place
+        while self.place < len(self.text) and self.text[self.place] not in stops:
+            self.place += 1
+        return self.text[begin : self.place].strip()
+
+    def quoted(self, mark: str) -> str:
+        end = self.text.find(mark, self.place)
+        if end < 0:
+            raise self.error(f"a closing {mark} is needed")
+        found = self.text[self.place : end]
+        self.place = end + 1
+        self.skip_space()
+        return found
+
+    def error(self, needed: str) -> OptionError:
+        rest = self.text[self.place :] or "the end"
+        return OptionError(f"cannot read the passes {self.text!r}: {needed} at {rest!r}")
+
+
+def _pass(scanner: _Scanner) -> tuple[str, RawOptions]:
+    name = scanner.word(",{}[]=;")
+    if not name:
+        raise scanner.error("the name of a pass is needed")
+    options: dict[str, Any] = {}
+    if scanner.take("{"):
+        while not scanner.take("}"):
+            key = scanner.word(",{}[]=;")
+            if not key or not scanner.take("="):
+                raise scanner.error("an option such as keep=0.5, or }, is needed")
+            if key in options:
+                raise scanner.error(f"{key} is given twice; once is needed")
+            options[key] = _value(scanner)
+            if not scanner.take(",") and not scanner.text.startswith("}", scanner.place):
+                raise scanner.error("a comma or } is needed")
+    return name, options
+
+
+def _value(scanner: _Scanner) -> Any:
+    for mark in ('"', "'"):
+        if scanner.take(mark):
+            return scanner.quoted(mark)
+    if scanner.take("["):
+        parts: list[Any] = []
+        while not scanner.take("]"):
+            parts.append(_value_in_list(scanner))
+            if not scanner.take(";") and not scanner.text.startswith("]", scanner.place):
+                raise scanner.error("; or ] is needed")
+        return tuple(parts)
+    return scanner.word(",{}")
+
+
+def _value_in_list(scanner: _Scanner) -> str:
+    for mark in ('"', "'"):
+        if scanner.take(mark):
+            return scanner.quoted(mark)
+    found = scanner.word(";]")
+    if not found:
+        raise scanner.error("a value is needed")
+    return found

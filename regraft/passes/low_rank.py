@@ -1,0 +1,126 @@
+"""The pass `low-rank`: a dense linear layer becomes two thin factors."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regraft.errors import OptionError
+from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
+from regraft.numerics import lowrank
+from regraft.ops import lowrank_linear
+from regraft.passes._heads import head_reason
+from regraft.passes._pass import Plan, Reject, SitePass, check_patterns, is_selected
+from regraft.passes._statistics import SiteStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankPlan(Plan):
+    """Factors for one layer."""
+
+    factors: lowrank.Factors
+
+
+@dataclass(frozen=True)
+class LowRank(SitePass[LinearSite, LowRankPlan]):
+    """Replace `linear` by `lowrank_linear`: two products through a rank smaller than either extent.
+
+    With calibration inputs the factors reproduce the layer's output on them best (LoRD/AFM), else the weight (SVD).
+
+    Attributes:
+        keep: share of the layer's parameters to keep, in (0, 1); not looked at when rank or energy is given.
+        rank: the rank itself, for every layer.
+        energy: smallest rank that keeps this share of the squared singular values (of the output's energy, when
+            calibrated), in (0, 1).
+        targets: layers to rewrite, as globs or `re:` patterns; all when empty.
+        exclude: layers to leave alone, as globs or `re:` patterns.
+        heads: also rewrite classifier heads, poolers and layers that the model returns directly; naming a layer in
+            targets does so, too.
+        centred: keep the mean output on calibration inputs exact, by a new bias.
+        ridge: share of the mean input power added to every direction; 0.1 helps when calibration is short.
+    """
+
+    name: ClassVar[str] = "low-rank"
+    uses_calibration: ClassVar[bool] = True
+
+    keep: float = 0.5
+    rank: int | None = None
+    energy: float | None = None
+    targets: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    heads: bool = False
+    centred: bool = True
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise OptionError(f"low-rank: keep must be above 0 and below 1; got {self.keep}")
+        if self.rank is not None and self.rank < 1:
+            raise OptionError(f"low-rank: rank must be at least 1; got {self.rank}")
+        if self.energy is not None and not 0 < self.energy < 1:
+            raise OptionError(f"low-rank: energy must be above 0 and below 1; got {self.energy}")
+        if self.rank is not None and self.energy is not None:
+            raise OptionError(f"low-rank: rank={self.rank} and energy={self.energy} exclude each other; give one")
+        if not self.ridge >= 0:
+            raise OptionError(f"low-rank: ridge must be at least 0; got {self.ridge}")
+        check_patterns(self.name, (*self.targets, *self.exclude))
+
+    def find(self, graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
+        """Return all linear layers."""
+        return find_linear_sites(graph)
+
+    def refuse(self, site: LinearSite) -> Reject | None:
+        """Refuse what is not asked for, tied weights, and heads that were not asked for by name."""
+        if not is_selected(site.name, self.targets, self.exclude):
+            return Reject("not among the targets" if not is_selected(site.name, self.targets, ()) else "excluded")
+        if site.weight_readers:
+            return Reject(f"its weight is also read by {site.weight_readers[0]}, so the dense one would stay")
+        head = "" if self.heads or self.targets else head_reason(site)
+        return Reject(f"{head}; heads=true rewrites it") if head else None
+
+    def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> LowRankPlan | Reject:
+        """Choose the rank, refuse one that does not make the layer smaller, and factorize."""
+        rank = self._rank(site, statistics)
+        if rank < 1:
+            return Reject(f"keep={self.keep} leaves rank 0 for the {site.shape} layer")
+        if rank >= site.break_even_rank and self.rank is not None:
+            return Reject(
+                f"rank must be below {site.break_even_rank} for a {site.shape} layer to get smaller; got {rank}"
+            )
+        if rank >= site.break_even_rank:
+            return Reject(f"rank {rank} would not be smaller than the dense {site.shape} layer")
+        factors = self._factorize(site, rank, statistics)
+        width = site.in_features + site.out_features
+        elements = rank * width + (0 if factors.bias is None else site.out_features)
+        if elements * site.weight.element_size() >= site.bytes:
+            return Reject(f"rank {rank} with its new bias would not be smaller than the dense {site.shape} layer")
+        return LowRankPlan(
+            op=lowrank_linear.op.name,
+            after=f"rank {rank}",
+            announced_error=factors.error,
+            announced_on="isotropic" if statistics is None else "calibration",
+            bytes_after=elements * site.weight.element_size(),
+            factors=factors,
+        )
+
+    def build(self, graph: Graph, site: LinearSite, plan: LowRankPlan) -> None:
+        """Write the factors; a bias that did not change stays the same constant."""
+        factors = plan.factors
+        keeps_bias = factors.bias is site.bias and site.beta == 1.0 and site.bias_fits
+        bias = site.bias_value if keeps_bias else factors.bias
+        graph.replace(site, lowrank_linear.op, {"down": factors.down, "up": factors.up, "bias": bias})
+
+    def _rank(self, site: LinearSite, statistics: SiteStatistics | None) -> int:
+        if self.rank is not None:
+            return self.rank
+        if self.energy is None:
+            return lowrank.rank_for(site.out_features, site.in_features, self.keep)
+        if statistics is None:
+            return lowrank.rank_for_energy(lowrank.weight_energies(site.weight), self.energy)
+        energies = lowrank.output_energies(site.weight, statistics.moments, centred=self.centred, ridge=self.ridge)
+        return lowrank.rank_for_energy(energies, self.energy)
+
+    def _factorize(self, site: LinearSite, rank: int, statistics: SiteStatistics | None) -> lowrank.Factors:
+        if statistics is None:
+            return lowrank.truncated_svd(site.weight, rank, site.bias)
+        return lowrank.output_projection(
+            site.weight, rank, statistics.moments, site.bias, centred=self.centred, ridge=self.ridge
+        )
