@@ -1,1 +1,57 @@
-"""Runs a graph in PyTorch."""
+"""Runs a captured PyTorch model in PyTorch, eagerly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from regraft.backends._signature import inputs_of, outputs_of
+from regraft.errors import BackendError
+from regraft.frontends.torch import FxGraph
+from regraft.graph import Graph
+from regraft.graph.snapshot import SnapshotValue
+
+
+@dataclass(frozen=True, eq=False)
+class TorchExecutable:
+    """`Executable` over the captured module: returns what the model returns, without gradients."""
+
+    module: nn.Module
+    target: str
+    inputs: Sequence[SnapshotValue]
+    outputs: Sequence[SnapshotValue]
+    device: torch.device
+    graph: FxGraph
+    backend: str = "torch"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on inputs, which are moved to the target."""
+        bound_args, bound_kwargs = self.graph.bind(kwargs if kwargs and not args else args)
+        moved = [_to(value, self.device) for value in bound_args]
+        named = {name: _to(value, self.device) for name, value in bound_kwargs.items()}
+        with torch.no_grad():
+            return self.module(*moved, **named)
+
+
+def compile(graph: Graph, target: str) -> TorchExecutable:  # noqa: A001 - every backend has a function of this name
+    """Return an executable for a graph that came from PyTorch.
+
+    Raises:
+        BackendError: for a graph from ONNX, or a target that is not there.
+    """
+    if not isinstance(graph, FxGraph):
+        hint = "compile it with backend='onnxruntime'"
+        raise BackendError("torch backend: runs models captured from PyTorch; got an ONNX graph", hint=hint)
+    if target == "cuda" and not torch.cuda.is_available():
+        raise BackendError("torch backend: target 'cuda' needs a GPU that torch can see; there is none")
+    device = torch.device(target)
+    own = graph.copy()
+    assert isinstance(own, FxGraph)
+    module = own.module if target == "cpu" else own.module.to(device)
+    return TorchExecutable(module, target, inputs_of(graph), outputs_of(graph), device, graph)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,32 @@
+"""Writing a graph as an ONNX file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from regraft.backends.onnxruntime._from_torch import DEFAULT_OPSET, to_onnx
+from regraft.errors import OptionError
+from regraft.frontends.onnx import OnnxGraph, save
+from regraft.frontends.torch import FxGraph
+from regraft.graph import Graph
+
+Functions = Literal["keep", "inline"]
+
+
+def export_graph(
+    graph: Graph, path: Path, *, opset: int | None, functions: Functions, metadata: Mapping[str, str]
+) -> Path:
+    """Write a graph; see `Optimized.export`."""
+    if functions not in ("keep", "inline"):
+        raise OptionError(f"functions must be 'keep' or 'inline'; got {functions!r}")
+    native = as_onnx(graph, opset)
+    save(native, path, opset=opset, functions=functions, metadata=metadata)
+    return path
+
+
+def as_onnx(graph: Graph, opset: int | None = None) -> OnnxGraph:
+    """Return the graph itself when it is ONNX, else its translation."""
+    if isinstance(graph, FxGraph):
+        return to_onnx(graph, DEFAULT_OPSET if opset is None else opset)
+    assert isinstance(graph, OnnxGraph)
+    return graph

@@ -1,0 +1,167 @@
+"""A captured PyTorch program as an ONNX model: torch's exporter, with our ops kept as nodes.
+
+torch inlines functions that are given to it as translations, so an op is first translated to an opaque node of the
+domain "regraft", and its function is attached afterwards.
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+
+from regraft.errors import ExportError
+from regraft.frontends.onnx import OnnxGraph, attach_functions, load
+from regraft.frontends.torch import FxGraph
+from regraft.ops import Op, all_ops
+
+DOMAIN: Final = "regraft"
+DEFAULT_OPSET: Final = 21
+OLDEST_OPSET: Final = 18
+_TYPES: Final = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
+_INTEGERS: Final = ["tensor(int8)", "tensor(uint8)", "tensor(int32)", "tensor(int64)"]
+
+
+def to_onnx(graph: FxGraph, opset: int = DEFAULT_OPSET) -> OnnxGraph:
+    """Return the program as an ONNX graph; structured ops are function nodes.
+
+    Args:
+        graph: captured from PyTorch.
+        opset: version of the standard operators, 18 or later.
+
+    Raises:
+        ExportError: when an operator has no ONNX form, or the opset is too old.
+    """
+    if opset < OLDEST_OPSET:
+        raise ExportError(f"a PyTorch model can be written at opset {OLDEST_OPSET} or later; got {opset}")
+    program = _export_again(graph)
+    with _quiet():
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=_translations(),
+                verbose=False,
+                external_data=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(f"{graph.name} cannot be written as ONNX: {_cause(error)}") from error
+    assert exported is not None, "the exporter returns a program unless it is given a file"
+    model = exported.model
+    _name_dims(model, graph.dim_names)
+    attach_functions(model)
+    return load(model)
+
+
+def _export_again(graph: FxGraph) -> torch.export.ExportedProgram:
+    args, kwargs = graph.example_inputs
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(graph.module, args, kwargs, dynamic_shapes=graph.dynamic_shapes)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ExportError(f"{graph.name} cannot be exported again: {_first_line(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason that the exporter gives, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def _translations() -> Mapping[Any, Callable[..., Any]]:
+    """Opaque translations of every op, each with its schema registered once."""
+    opset = onnxscript.values.Opset(DOMAIN, 1)
+    return {
+        getattr(torch.ops.regraft, name).default: _translation(getattr(opset, _registered(op).name), op)
+        for name, op in all_ops().items()
+    }
+
+
+def _translation(node: Callable[..., Any], op: Op) -> Callable[..., Any]:
+    count = len(op.operands)
+
+    def translate(*args: Any, **attributes: Any) -> Any:
+        return node(*args[:count], **attributes)
+
+    return translate
+
+
+def _registered(op: Op) -> onnx.defs.OpSchema:
+    """Register and return the ONNX schema of an op: operands of one floating type, or of integers."""
+    parameter, option = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.FormalParameterOption
+    first = op.operands[0].name
+    inputs = [
+        parameter(
+            operand.name,
+            "T" if operand.name == first else f"T_{operand.name}",
+            param_option=option.Optional if operand.optional else option.Single,
+        )
+        for operand in op.operands
+    ]
+    constraints = [("T", _TYPES, "floating point")]
+    constraints += [(f"T_{operand.name}", [*_TYPES, *_INTEGERS], "any") for operand in op.operands[1:]]
+    attribute = onnx.defs.OpSchema.Attribute
+    kinds = {"int": onnx.defs.OpSchema.AttrType.INT, "float": onnx.defs.OpSchema.AttrType.FLOAT}
+    schema = onnx.defs.OpSchema(
+        op.onnx_name,
+        DOMAIN,
+        1,
+        inputs=inputs,
+        outputs=[parameter("y", "T")],
+        type_constraints=constraints,
+        attributes=[attribute(name, kinds[kind], required=True) for name, kind in op.attributes.items()],
+    )
+    if not onnx.defs.has(op.onnx_name, domain=DOMAIN):
+        onnx.defs.register_schema(schema)
+    return schema
+
+
+def _name_dims(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Give the exporter's symbols (s43) the names that people know (batch), also inside expressions (s43 + 1)."""
+    if not names:
+        return
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in _all_values(model):
+        if value.shape is None:
+            continue
+        dims = [
+            symbol.sub(lambda found: names[found.group()], dim.value) if isinstance(dim, ir.SymbolicDim) and dim.value else dim
+            for dim in value.shape
+        ]
+        value.shape = ir.Shape(dims)
+
+
+def _all_values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in model.graph:
+        yield from node.outputs
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's warnings and log lines about packages that are not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

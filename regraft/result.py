@@ -1,0 +1,121 @@
+"""What `optimize` returns: the rewritten model, and everything that is known of the rewriting."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft.backends import Executable, compile_graph
+from regraft.backends.onnxruntime import export_graph
+from regraft.diff import GraphDiff, diff
+from regraft.errors import OptionError
+from regraft.frontends.onnx import OnnxGraph
+from regraft.frontends.torch import FxGraph
+from regraft.graph import Graph
+from regraft.ledger import Ledger
+
+
+@dataclass(eq=False)
+class Optimized:
+    """A rewritten model.
+
+    Attributes:
+        graph: the rewritten program.
+        original: the program before; shares its weights. None for a model that was loaded from a file.
+        ledger: what was done, site by site, and what was refused and why; prints as a table.
+        recipe: the passes as the command line spells them.
+        provenance: what goes into an exported file's metadata: recipe, seed, versions, hash of the source.
+    """
+
+    graph: Graph
+    original: Graph | None
+    ledger: Ledger
+    recipe: tuple[str, ...]
+    provenance: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def model(self) -> Any:
+        """The rewritten model, of the kind that went in: an nn.Module, or an onnx_ir.Model."""
+        if isinstance(self.graph, FxGraph):
+            return self.graph.module
+        assert isinstance(self.graph, OnnxGraph)
+        return self.graph.model
+
+    @cached_property
+    def diff(self) -> GraphDiff:
+        """What changed between original and rewritten program; prints as text, `save` writes .txt or .json.
+
+        Raises:
+            OptionError: when the original is not known.
+        """
+        if self.original is None:
+            hint = "use regraft.diff(original, optimized)"
+            raise OptionError("an exported file does not hold the original model, so there is no diff", hint=hint)
+        return diff(self.original.snapshot(), self.graph.snapshot(), self.ledger)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, by position or by name.
+
+        Returns:
+            What the model returns; for ONNX a tuple of arrays in the order of its outputs: torch tensors when it was
+            given torch tensors, else numpy arrays.
+
+        Raises:
+            InputError: when the inputs do not fit.
+        """
+        inputs: Any = kwargs if kwargs and not args else args
+        if isinstance(self.graph, FxGraph):
+            bound_args, bound_kwargs = self.graph.bind(inputs)
+            return self.graph.module(*bound_args, **bound_kwargs)
+        outputs, _ = self.graph.run(inputs)
+        return outputs if _any_tensor((*args, *kwargs.values())) else tuple(np.asarray(item) for item in outputs)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        opset: int | None = None,
+        functions: Literal["keep", "inline"] = "keep",
+    ) -> Path:
+        """Write the rewritten model as an ONNX file.
+
+        Args:
+            path: where to; the file appears whole or not at all. Weights of more than 2 GB go into `<name>.data`
+                beside it.
+            opset: version of the standard operators; by default 21 for a PyTorch model, and the file's own for an ONNX
+                model.
+            functions: "keep" writes structured ops as nodes with a function of standard operators that any runtime can
+                run; "inline" writes these operators in their place.
+
+        Returns:
+            The path.
+
+        Raises:
+            ExportError: when an operator has no ONNX form at that opset.
+            OutputError: when the path cannot be written, or is the file that the model was loaded from.
+        """
+        return export_graph(self.graph, Path(path), opset=opset, functions=functions, metadata=self.metadata)
+
+    def compile(self, backend: str = "onnxruntime", target: str = "cpu", **options: Any) -> Executable:
+        """Lower the rewritten model to something that runs: backend "onnxruntime" or "torch", target "cpu" or "cuda".
+
+        Raises:
+            UnknownNameError, BackendError: when there is no such backend or target, or it cannot run the model.
+        """
+        return compile_graph(self.graph, backend, target, **options)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of its making, as text by key."""
+        return {**self.provenance, "regraft.ledger": json.dumps(self.ledger.to_dict(), sort_keys=True)}
+
+
+def _any_tensor(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, Tensor | torch.nn.Parameter) for value in values)
