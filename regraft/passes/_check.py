@@ -1,13 +1,15 @@
 """The numeric checks: of a rewritten site against the dense layer, and of a whole model against the original."""
 
 import math
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
+from regraft.errors import RegraftError
 from regraft.graph import Graph
 from regraft.graph.graph import Outputs
 from regraft.graph.site import LinearSite
@@ -15,6 +17,9 @@ from regraft.graph.types import dtype_name, torch_dtype
 from regraft.passes._pass import Plan
 
 RANDOM_ROWS: Final = 256
+TOGETHER: Final = 64
+"""Sites that are evaluated in one run of the graph."""
+
 SLACK: Final = 1.5
 """How far above its announcement a measured error may be: it is measured on a sample of rows."""
 
@@ -30,11 +35,13 @@ class SiteCheck:
         error: ‖y - ŷ‖ / ‖W x‖ over the rows, y in float64 from the dense layer, ŷ from the rewritten graph.
         allowed: largest error that the plan's announcement covers.
         rows: where the rows came from.
+        failure: why the site could not be computed at all, or "".
     """
 
     error: float
     allowed: float
     rows: Literal["calibration", "random"]
+    failure: str = ""
 
     @property
     def holds(self) -> bool:
@@ -42,37 +49,106 @@ class SiteCheck:
         return self.error <= self.allowed
 
     def __str__(self) -> str:
+        if self.failure:
+            return f"it cannot be computed: {self.failure}"
         return f"measured error {self.error:.3g} on {self.rows} inputs, at most {self.allowed:.3g} was announced"
 
 
-def check_site(
-    graph: Graph, site: LinearSite, plan: Plan, sample: Tensor | None, generator: torch.Generator
-) -> SiteCheck:
-    """Compare a rewritten site with the dense layer that stood there.
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """A rewritten site to be checked.
+
+    Attributes:
+        site: found in the graph before.
+        plan: its announcement.
+        sample: calibration rows [rows, in], or None.
+    """
+
+    site: LinearSite
+    plan: Plan
+    sample: Tensor | None
+
+    @property
+    def rows_from(self) -> Literal["calibration", "random"]:
+        """Calibration rows where the promise was made for them, else isotropic random ones."""
+        return "calibration" if self.plan.announced_on == "calibration" and self.sample is not None else "random"
+
+
+def check_sites(
+    graph: Graph, questions: Sequence[Question], seed: int, advance: Callable[[int], None] = lambda _: None
+) -> list[SiteCheck]:
+    """Compare rewritten sites with the dense layers that stood there, many in one run of the graph.
 
     Args:
         graph: the rewritten graph.
-        site: found in the graph before.
-        plan: its announcement; promised on "calibration" inputs it is measured on `sample`, else on isotropic ones.
-        sample: calibration rows [rows, in], or None.
-        generator: source of random rows.
+        questions: what to check; the answers come in the same order.
+        seed: of random rows.
+        advance: called with the number of sites checked so far.
     """
-    on_sample = plan.announced_on == "calibration" and sample is not None
+    checks: list[SiteCheck] = []
+    for group in _groups(questions):
+        try:
+            checks.extend(_ask(graph, group, seed))
+        except (RegraftError, RuntimeError):
+            # One site that cannot even be computed must not take the others down with it.
+            checks.extend(_ask_alone(graph, question, seed) for question in group)
+        advance(len(checks))
+    return checks
+
+
+def _ask(graph: Graph, group: Sequence[Question], seed: int) -> list[SiteCheck]:
+    given = {
+        question.site.input: _with_rank(_rows(question, seed), question.site.input_type.rank) for question in group
+    }
+    results = graph.evaluate([question.site.output for question in group], given)
+    return [
+        _answer(question, given[question.site.input], rewritten)
+        for question, rewritten in zip(group, results, strict=True)
+    ]
+
+
+def _ask_alone(graph: Graph, question: Question, seed: int) -> SiteCheck:
+    try:
+        return _ask(graph, [question], seed)[0]
+    except (RegraftError, RuntimeError) as error:
+        return _broken(question, error)
+
+
+def _broken(question: Question, error: Exception) -> SiteCheck:
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return SiteCheck(math.inf, question.plan.announced_error * SLACK, question.rows_from, first)
+
+
+def _groups(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Runs of sites that can be evaluated together: one kind of rows an input, nested bodies alone."""
+    group: list[Question] = []
+    kinds: dict[str, str] = {}
+    for question in questions:
+        clash = kinds.get(question.site.input, question.rows_from) != question.rows_from
+        if group and (clash or len(group) == TOGETHER or question.site.nested or group[-1].site.nested):
+            yield group
+            group, kinds = [], {}
+        group.append(question)
+        kinds[question.site.input] = question.rows_from
+    if group:
+        yield group
+
+
+def _rows(question: Question, seed: int) -> Tensor:
+    site = question.site
     dtype = torch_dtype(site.input_type.dtype or "") or site.weight.dtype
-    if on_sample and sample is not None:
-        rows = sample.to(dtype)
-    else:
-        rows = torch.randn(RANDOM_ROWS, site.in_features, generator=generator).to(site.weight.device, dtype)
-    (rewritten,) = graph.evaluate([site.output], {site.input: _with_rank(rows, site.input_type.rank)})
+    if question.rows_from == "calibration" and question.sample is not None:
+        return question.sample.to(dtype)
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(site.input.encode()))
+    return torch.randn(RANDOM_ROWS, site.in_features, generator=generator).to(site.weight.device, dtype)
+
+
+def _answer(question: Question, given: Tensor, rewritten: Tensor) -> SiteCheck:
+    site = question.site
+    rows = given.reshape(-1, site.in_features)
     error = _site_error(site, rows, rewritten.reshape(-1, site.out_features))
-    rounding = ROUNDING.get(dtype_name(dtype), 1e-4)
-    return SiteCheck(error, plan.announced_error * SLACK + rounding, "calibration" if on_sample else "random")
-
-
-def error_on(graph: Graph, site: LinearSite, sample: Tensor) -> float:
-    """Return ‖y - ŷ‖ / ‖W x‖ of a rewritten site on given rows."""
-    (rewritten,) = graph.evaluate([site.output], {site.input: _with_rank(sample, site.input_type.rank)})
-    return _site_error(site, sample, rewritten.reshape(-1, site.out_features))
+    rounding = ROUNDING.get(dtype_name(rows.dtype), 1e-4)
+    return SiteCheck(error, question.plan.announced_error * SLACK + rounding, question.rows_from)
 
 
 def model_error(original: Sequence[Outputs], rewritten: Sequence[Outputs]) -> float:

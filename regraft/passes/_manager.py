@@ -11,20 +11,27 @@ graph as it was before the pass.
 
 import time
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
+from torch import Tensor
 
-from regraft.errors import BudgetError, InputError, NoMatchError, RegraftError, RegraftWarning, VerificationError
+from regraft.errors import (
+    BudgetError,
+    GraphError,
+    InputError,
+    NoMatchError,
+    RegraftError,
+    RegraftWarning,
+    VerificationError,
+)
 from regraft.graph import Graph, LinearSite, NearMiss
 from regraft.graph.graph import Outputs
 from regraft.ledger import Entry, Ledger, PassRecord
 from regraft.passes._budget import Gate
-from regraft.passes._check import SiteCheck, check_site, model_error
+from regraft.passes._check import Question, SiteCheck, check_sites, model_error
 from regraft.passes._instruments import Instrument
 from regraft.passes._order import order_passes
 from regraft.passes._pass import Plan, Reject
@@ -194,24 +201,26 @@ class _Manager:
         return graph
 
     def _build_checked(self, run: _PassRun) -> Graph:
-        graph = self._build(run, run.candidates)
+        try:
+            graph = self._build(run, run.candidates)
+        except GraphError as error:
+            reason = self._violated(VerificationError, run, f"the rewritten graph is not valid: {error}")
+            for candidate in run.candidates:
+                candidate.lost = reason or str(error)  # a broken graph cannot be kept, whatever was asked
+            return run.before
         stage = f"{run.item.name}: check"
-        for place, candidate in enumerate(run.candidates):
-            self.settings.report(stage, place, len(run.candidates))
-            candidate.check = self._check(run, graph, candidate)
-            if not candidate.check.holds:
-                candidate.lost = self._violated(VerificationError, run, f"{candidate.site.name}: {candidate.check}")
-        self.settings.report(stage, len(run.candidates), len(run.candidates))
+        total = len(run.candidates)
+        questions = [Question(item.site, item.plan, _sample(run.of(item.site))) for item in run.candidates]
+        checks = check_sites(
+            graph, questions, self.settings.seed, lambda done: self.settings.report(stage, done, total)
+        )
+        for candidate, check in zip(run.candidates, checks, strict=True):
+            candidate.check = check
+            if not check.holds:
+                candidate.lost = self._violated(VerificationError, run, f"{candidate.site.name}: {check}")
         if len(run.standing) == len(run.candidates):
             return graph
         return self._build(run, run.standing) if run.standing else run.before
-
-    def _check(self, run: _PassRun, graph: Graph, candidate: _Candidate) -> SiteCheck:
-        statistics = run.of(candidate.site)
-        seed = self.settings.seed + zlib.crc32(candidate.site.name.encode())
-        generator = torch.Generator().manual_seed(seed)
-        sample = None if statistics is None else statistics.sample
-        return check_site(graph, candidate.site, candidate.plan, sample, generator)
 
     def _violated(self, error: type[RegraftError], run: _PassRun, what: str) -> str:
         """Do what `on_violation` says; return the reason for a rollback, or "" when the violation is let pass."""
@@ -264,6 +273,10 @@ class _Manager:
         ]
         entries += [_entry(run.item.name, candidate) for candidate in run.candidates]
         self.ledger.entries.extend(sorted(entries, key=lambda entry: run.order[entry.site]))
+
+
+def _sample(statistics: SiteStatistics | None) -> Tensor | None:
+    return None if statistics is None else statistics.sample
 
 
 def _entry(pass_name: str, candidate: _Candidate) -> Entry:
