@@ -121,7 +121,7 @@ class Ledger:
         )
 
     def __str__(self) -> str:
-        return "\n".join([*_entry_lines(self.entries), *_pass_lines(self)])
+        return "\n".join([*_entry_lines(self.entries), *pass_lines(self)])
 
 
 def _record_from(data: dict[str, Any]) -> PassRecord:
@@ -158,7 +158,8 @@ def _entry_lines(entries: list[Entry]) -> list[str]:
     ]
 
 
-def _pass_lines(ledger: Ledger) -> list[str]:
+def pass_lines(ledger: Ledger) -> list[str]:
+    """Return the lines of the passes: what each did in total, how long it took, and its notes."""
     lines: list[str] = []
     for record in ledger.passes:
         mine = [entry.status for entry in ledger.entries if entry.pass_name == record.name]

@@ -84,6 +84,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(error.format_message(), _usage_hint(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except ImportError as error:
+        return _fail(f"{type(error).__name__}: {_first_line(error)}", "`regraft doctor` says what is missing", 1)
     except Exception as error:  # the last resort of a program: a defect must end in one line, too
         hint = f"set {TRACEBACK_VARIABLE}=1 to see where"
         return _fail(f"unexpected {type(error).__name__}: {_first_line(error)}", hint, 1)
