@@ -1,8 +1,9 @@
 """Low-rank factorizations of a linear layer, from its weight alone or from what its inputs look like.
 
-With G = E[x xᵀ] of the inputs, the best rank-r output of y = W x in the mean square is U_r U_rᵀ y, with U_r the leading
-eigenvectors of W G Wᵀ. The same approximation is known as LoRD, as DRONE and as SVD-LLM; taking the covariance instead of G and
-mending the bias (AFM) never does worse. None of it needs an inverse, so a singular G is no special case.
+With G = E[x xᵀ] of the inputs, the best rank-r output of y = W x in the mean square is U_r U_rᵀ y, with U_r the
+leading eigenvectors of W G Wᵀ. The same approximation is known as LoRD, as DRONE and as SVD-LLM; taking the covariance
+instead of G and mending the bias (AFM) never does worse. None of it needs an inverse, so a singular G is no special
+case.
 
 Sources: Eckart & Young 1936; Kaushal et al. 2023, arXiv:2309.14021 (LoRD); Yu & Wu, AAAI 2023 (AFM).
 """
@@ -25,7 +26,8 @@ class Factors:
         up: [out, rank].
         bias: bias that goes with the factors [out], or None when there is none.
         error: ‖y - ŷ‖ / ‖W x‖ in the mean square over the inputs that the factors were made for: isotropic ones when
-            made from the weight alone (then it is ‖W - up · down‖ / ‖W‖), else the calibration inputs. No unit, 0 is exact.
+            made from the weight alone (then it is ‖W - up · down‖ / ‖W‖), else the calibration inputs. No unit, 0 is
+            exact.
     """
 
     down: Tensor
@@ -45,7 +47,7 @@ def rank_for(out_features: int, in_features: int, keep: float) -> int:
 
 
 def rank_for_energy(energies: Tensor, energy: float) -> int:
-    """Return the smallest rank whose leading energies (sorted, descending) hold a share `energy` of their sum, at least 1."""
+    """Return the smallest rank, at least 1, whose leading energies (descending) hold a share `energy` of their sum."""
     total = energies.sum()
     if total <= 0:
         return 1
@@ -174,7 +176,7 @@ def _principal_directions(w: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     if out_features <= in_features:
         energies, vectors = torch.linalg.eigh(w @ moment @ w.t())
         return vectors.flip(-1), energies.flip(-1).clamp_min(0)
-    # A tall weight: the same eigenvectors as left singular vectors of w · moment^(1/2), at the cost of the smaller side.
+    # A tall weight: the same directions as left singular vectors of w · moment^(1/2), at the cost of the smaller side.
     values, basis = torch.linalg.eigh(moment)
     root = basis * values.clamp_min(0).sqrt()
     u, s, _ = torch.linalg.svd(w @ root, full_matrices=False)
@@ -193,8 +195,6 @@ def _relative(tail: float, total: float) -> float:
 def _check(weight: Tensor, rank: int) -> None:
     if weight.dim() != 2:
         raise ShapeError(f"a weight to factorize must be [out, in]; got {list(weight.shape)}")
-    largest = min(weight.shape)
+    largest, shape = min(weight.shape), f"{weight.shape[0]}x{weight.shape[1]}"
     if not 1 <= rank <= largest:
-        raise ShapeError(
-            f"rank must be at least 1 and at most {largest} for a {weight.shape[0]}x{weight.shape[1]} weight; got {rank}"
-        )
+        raise ShapeError(f"rank must be at least 1 and at most {largest} for a {shape} weight; got {rank}")

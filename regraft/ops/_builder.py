@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Builder(Protocol[V]):
-    """About thirty operations. Axes may be negative. Element types follow torch's promotion only where stated."""
+    """About forty operations. Axes may be negative. Element types follow torch's promotion only where stated."""
 
     # Products
     def linear(self, x: V, weight: V) -> V:
@@ -22,8 +22,20 @@ class Builder(Protocol[V]):
         """a · b over the last two dims, batched over the others with broadcasting."""
         ...
 
-    def matmul_integer(self, a: V, b: V, a_zero_point: int) -> V:
-        """(a - a_zero_point) · b in int32; a uint8 [..., m, k], b int8 [k, n] or batched."""
+    def linear_integer(self, x: V, weight: V, zero_point: V) -> V:
+        """(x - zero_point) · weightᵀ in int32; x uint8 [..., in], weight int8 [out, in], zero_point uint8 of rank 0.
+
+        Like `linear`, its weight may be stored transposed.
+        """
+        ...
+
+    def dynamic_quantize(self, x: V) -> tuple[V, V, V]:
+        """One scale for the whole operand, as ONNX DynamicQuantizeLinear.
+
+        Returns:
+            codes uint8 like x, scale (type of x, rank 0) and zero point (uint8, rank 0), so that
+            x ≈ (codes - zero_point) · scale. The range always includes 0.
+        """
         ...
 
     # Element by element, with broadcasting; both operands of one type
@@ -45,6 +57,14 @@ class Builder(Protocol[V]):
         """Nearest integer, halves to even."""
         ...
 
+    def floor_div(self, x: V, divisor: int) -> V:
+        """Whole quotient of non-negative integers."""
+        ...
+
+    def modulo(self, x: V, divisor: int) -> V:
+        """Remainder of non-negative integers."""
+        ...
+
     def equal(self, a: V, b: V) -> V:
         """Booleans."""
         ...
@@ -60,6 +80,10 @@ class Builder(Protocol[V]):
 
     def scalar(self, value: float, like: V) -> V:
         """A constant of rank 0 with the element type of `like`."""
+        ...
+
+    def table(self, values: Sequence[float], dtype: str) -> V:
+        """A constant of rank 1."""
         ...
 
     # Reductions, kept dims
@@ -97,4 +121,8 @@ class Builder(Protocol[V]):
 
     def gather(self, x: V, indices: V, axis: int) -> V:
         """Pick along an axis by a 1-D int64 operand."""
+        ...
+
+    def top_k(self, x: V, k: int) -> tuple[V, V]:
+        """The k largest along the last dim, in descending order, and their int64 places."""
         ...

@@ -17,8 +17,17 @@ class TorchBuilder:
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.matmul(a, b)
 
-    def matmul_integer(self, a: Tensor, b: Tensor, a_zero_point: int) -> Tensor:
-        return torch.matmul(a.to(torch.int32) - a_zero_point, b.to(torch.int32))
+    def linear_integer(self, x: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
+        return torch.matmul(x.to(torch.int32) - zero_point.to(torch.int32), weight.to(torch.int32).t())
+
+    def dynamic_quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+        scale = (high - low) / 255
+        # Nothing but zeros has no range; any scale represents it.
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        zero_point = torch.round(-low / scale).clamp(0, 255)
+        codes = (torch.round(x / scale) + zero_point).clamp(0, 255)
+        return codes.to(torch.uint8), scale, zero_point.to(torch.uint8)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
@@ -65,6 +74,12 @@ class TorchBuilder:
     def round(self, x: Tensor) -> Tensor:
         return torch.round(x)
 
+    def floor_div(self, x: Tensor, divisor: int) -> Tensor:
+        return torch.div(x, divisor, rounding_mode="floor")
+
+    def modulo(self, x: Tensor, divisor: int) -> Tensor:
+        return torch.remainder(x, divisor)
+
     def equal(self, a: Tensor, b: Tensor) -> Tensor:
         return a == b
 
@@ -79,6 +94,9 @@ class TorchBuilder:
 
     def scalar(self, value: float, like: Tensor) -> Tensor:
         return torch.full((), value, dtype=like.dtype, device=like.device)
+
+    def table(self, values: Sequence[float], dtype: str) -> Tensor:
+        return torch.tensor(list(values), dtype=getattr(torch, dtype))
 
     def reduce_sum(self, x: Tensor, axis: int) -> Tensor:
         return x.sum(dim=axis, keepdim=True)
@@ -118,6 +136,10 @@ class TorchBuilder:
 
     def gather(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:
         return torch.index_select(x, axis, indices)
+
+    def top_k(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        values, places = torch.topk(x, k, dim=-1)
+        return values, places
 
 
 def evaluate(op: Op, tensors: Mapping[str, Tensor | None], attributes: Mapping[str, int | float]) -> Tensor:
