@@ -1,39 +1,43 @@
 """The smaller public functions: load, diff, explain."""
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from regraft.diff import GraphDiff
 from regraft.diff import diff as diff_snapshots
 from regraft.errors import ModelFileError, OptionError
-from regraft.frontends import onnx as onnx_frontend
+from regraft.frontends.onnx import OnnxGraph
 from regraft.ledger import Ledger
 from regraft.models import to_graph
 from regraft.passes import Explanation, PassLike, explain_graph, resolve_passes
-from regraft.result import Optimized
+from regraft.result import LEDGER_KEY, Optimized
 
 
-def load(path: str | os.PathLike[str]) -> Optimized:
-    """Return an exported ONNX file as the `Optimized` that wrote it, ledger included.
+def load(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = "auto") -> Optimized:
+    """Return a model as it is: to run, compare, export or compile it without rewriting anything.
 
-    A file that Regraft did not write has an empty ledger. The original model is not in the file: `.diff` needs it, so use
-    `regraft.diff(original, path)`.
+    Args:
+        model: anything that `optimize` takes. An ONNX file that Regraft wrote brings its ledger and recipe along.
+        example_inputs: to capture a PyTorch model with.
+        dynamic_shapes: as in `optimize`.
 
     Raises:
-        ModelNotFoundError, ModelFileError: when there is no such model.
+        ModelNotFoundError, ModelFileError, CaptureError: when there is no such model, or it cannot be read.
     """
-    graph = onnx_frontend.load(Path(path))
-    metadata = dict(graph.model.metadata_props)
-    text = metadata.pop("regraft.ledger", "")
+    graph = to_graph(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    metadata = dict(graph.model.metadata_props) if isinstance(graph, OnnxGraph) else {}
+    provenance = {key: value for key, value in metadata.items() if key.startswith("regraft.") and key != LEDGER_KEY}
+    recipe = tuple(part for part in provenance.get("regraft.recipe", "").split("\n") if part)
+    return Optimized(graph, None, _ledger_in(metadata, graph.name), recipe, provenance)
+
+
+def _ledger_in(metadata: Mapping[str, str], name: str) -> Ledger:
+    text = metadata.get(LEDGER_KEY, "")
     try:
-        ledger = Ledger.from_dict(json.loads(text)) if text else Ledger()
+        return Ledger.from_dict(json.loads(text)) if text else Ledger()
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path}: its metadata 'regraft.ledger' is not a ledger: {error}") from error
-    recipe = tuple(part for part in metadata.get("regraft.recipe", "").split("\n") if part)
-    provenance = {key: value for key, value in metadata.items() if key.startswith("regraft.")}
-    return Optimized(graph, None, ledger, recipe, provenance)
+        raise ModelFileError(f"{name}: its metadata {LEDGER_KEY!r} is not a ledger: {error}") from error
 
 
 def diff(before: Any, after: Any, *, example_inputs: Any = None) -> GraphDiff:

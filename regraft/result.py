@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.ledger import Ledger
 
+LEDGER_KEY: Final = "regraft.ledger"
+
 
 @dataclass(eq=False)
 class Optimized:
@@ -28,7 +30,7 @@ class Optimized:
 
     Attributes:
         graph: the rewritten program.
-        original: the program before; shares its weights. None for a model that was loaded from a file.
+        original: the program before; shares its weights. None for a model that was only loaded.
         ledger: what was done, site by site, and what was refused and why; prints as a table.
         recipe: the passes as the command line spells them.
         provenance: what goes into an exported file's metadata: recipe, seed, versions, hash of the source.
@@ -57,7 +59,7 @@ class Optimized:
         """
         if self.original is None:
             hint = "use regraft.diff(original, optimized)"
-            raise OptionError("an exported file does not hold the original model, so there is no diff", hint=hint)
+            raise OptionError("the original of a loaded model is not known, so there is no diff", hint=hint)
         return diff(self.original.snapshot(), self.graph.snapshot(), self.ledger)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +116,7 @@ class Optimized:
     @property
     def metadata(self) -> dict[str, str]:
         """What an exported file says of its making, as text by key."""
-        return {**self.provenance, "regraft.ledger": json.dumps(self.ledger.to_dict(), sort_keys=True)}
+        return {**self.provenance, LEDGER_KEY: json.dumps(self.ledger.to_dict(), sort_keys=True)}
 
 
 def _any_tensor(values: Sequence[Any]) -> bool:
