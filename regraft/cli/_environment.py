@@ -98,8 +98,9 @@ def environment() -> Environment:
     required = [Requirement(text) for text in requires("regraft") or ()]
     names = distribution("regraft").metadata.get_all("Provides-Extra") or []
     core = tuple(_core_package(item) for item in required if _asked_for(item, _NO_EXTRA))
+    in_core = {package.name for package in core}
     extras = {
-        name: tuple(_package(item) for item in required if _asked_for(item, name) and not _asked_for(item, _NO_EXTRA))
+        name: tuple(_package(item) for item in required if _asked_for(item, name) and item.name not in in_core)
         for name in names
     }
     torch = _imported("torch")
@@ -135,13 +136,14 @@ def _core_package(requirement: Requirement) -> Package:
 
 
 def _module_names(name: str) -> list[str]:
-    """Modules that a package installs at the top level and that are meant to be imported."""
+    """Modules that a package installs at the top level and that are meant to be imported; its namesake first."""
     wanted = canonicalize_name(name)
-    return sorted(
+    found = [
         module
         for module, owners in _owners().items()
         if module.isidentifier() and not module.startswith("_") and wanted in map(canonicalize_name, owners)
-    )
+    ]
+    return sorted(found, key=lambda module: (canonicalize_name(module) != wanted, module))
 
 
 @lru_cache(maxsize=1)
