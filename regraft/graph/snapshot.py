@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from regraft.graph._printer import to_text
 from regraft.graph.types import TensorType
 from regraft.graph.view import Attribute, Node, Value
 
@@ -41,6 +42,9 @@ class Snapshot:
     constants: tuple[SnapshotValue, ...]
     nodes: tuple[SnapshotNode, ...]
     outputs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return to_text(self)
 
 
 class Viewable(Protocol):
