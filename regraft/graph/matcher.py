@@ -9,7 +9,7 @@ carries the reason of the attempt that came furthest, so that "why was this not 
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -88,7 +88,7 @@ class Mismatch:
 def match(what: Call, root: Node, look_through: Collection[str] = LOOK_THROUGH) -> Match | Mismatch:
     """Try a pattern with its last operation at `root`."""
     attempt = _Attempt(look_through)
-    outcome = attempt.node(what, root, _State())
+    outcome = next(attempt.node(what, root, _State()), None)
     if outcome is not None:
         return Match(outcome.bindings, outcome.nodes)
     return Mismatch(attempt.reason, attempt.depth)
@@ -99,7 +99,7 @@ def source(value: Value, look_through: Collection[str] = LOOK_THROUGH) -> tuple[
     passed: list[Node] = []
     while value.producer is not None and value.producer.op in look_through and value.producer.inputs:
         operand = value.producer.inputs[0]
-        if operand is None:
+        if operand is None or value is not value.producer.outputs[0]:  # the mask of a dropout is no copy of its input
             break
         passed.append(value.producer)
         value = operand
@@ -124,7 +124,7 @@ class _Attempt:
         if len(state.nodes) > self.depth:
             self.reason, self.depth = reason, len(state.nodes)
 
-    def node(self, what: Call, node: Node, state: _State) -> _State | None:
+    def node(self, what: Call, node: Node, state: _State) -> Iterator[_State]:
         if node.op != what.op:
             return self.fail(state, f"{what.op} is needed, {node.key} is {node.op}")
         present = [value for value in node.inputs if value is not None]
@@ -133,25 +133,33 @@ class _Attempt:
         entered = _State(state.bindings, (*state.nodes, node))
         orders = [present, present[::-1]] if what.op in COMMUTATIVE and len(present) == 2 else [present]
         for order in orders:
-            result: _State | None = entered
-            for wanted, value in zip(what.operands, order, strict=True):
-                result = None if result is None else self.value(wanted, value, result)
-            if result is not None:
-                return result
-        return None
+            yield from self.operands(what.operands, order, entered)
 
-    def value(self, wanted: Pattern, value: Value, state: _State) -> _State | None:
+    def operands(self, wanted: Sequence[Pattern], values: Sequence[Value], state: _State) -> Iterator[_State]:
+        """All ways in which the operands match: a later one may need another order inside an earlier one."""
+        if not wanted:
+            yield state
+            return
+        for reached in self.value(wanted[0], values[0], state):
+            yield from self.operands(wanted[1:], values[1:], reached)
+
+    def value(self, wanted: Pattern, value: Value, state: _State) -> Iterator[_State]:
         if isinstance(wanted, Anything):
-            return self.bind(wanted, value, state)
+            bound = self.bind(wanted, value, state)
+            if bound is not None:
+                yield bound
+            return
         origin, passed = source(value, self.look_through)
         if origin.producer is None:
             return self.fail(state, f"{wanted.op} is needed, {origin.name} is {_role(origin)}")
+        if origin is not origin.producer.outputs[0]:
+            return self.fail(state, f"{wanted.op} is needed, {origin.key} is a further result of {origin.producer.key}")
         for inner in (value, *(node.outputs[0] for node in passed[1:]), origin):
             others = [user.key for user in inner.users if user not in state.nodes and user not in passed]
             if others or inner.is_output:
                 where = "returned by the graph" if inner.is_output else f"also used by {others[0]}"
                 return self.fail(state, f"{inner.key} is {where}")
-        return self.node(wanted, origin.producer, _State(state.bindings, (*state.nodes, *passed)))
+        yield from self.node(wanted, origin.producer, _State(state.bindings, (*state.nodes, *passed)))
 
     def bind(self, wanted: Anything, value: Value, state: _State) -> _State | None:
         if wanted.is_constant:

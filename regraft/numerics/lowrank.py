@@ -43,7 +43,8 @@ class Factors:
 
 def rank_for(out_features: int, in_features: int, keep: float) -> int:
     """Return the largest rank at which the factors hold at most `keep` of the dense parameters (0 when none does)."""
-    return int(keep * out_features * in_features / (out_features + in_features))
+    # A share computed from a rank gives that rank back, although it may miss it by rounding.
+    return int(keep * out_features * in_features / (out_features + in_features) + 1e-9)
 
 
 def rank_for_energy(energies: Tensor, energy: float) -> int:
@@ -176,11 +177,11 @@ def _principal_directions(w: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     if out_features <= in_features:
         energies, vectors = torch.linalg.eigh(w @ moment @ w.t())
         return vectors.flip(-1), energies.flip(-1).clamp_min(0)
-    # A tall weight: the same directions as left singular vectors of w · moment^(1/2), at the cost of the smaller side.
-    values, basis = torch.linalg.eigh(moment)
-    root = basis * values.clamp_min(0).sqrt()
-    u, s, _ = torch.linalg.svd(w @ root, full_matrices=False)
-    return u, s.square()
+    # A tall weight: within the span of its columns, at the cost of the smaller side. Directions without any energy
+    # (a singular moment) lie in that span, too, so that all of them together reproduce the weight itself.
+    span, inner = torch.linalg.qr(w)
+    energies, vectors = torch.linalg.eigh(inner @ moment @ inner.t())
+    return span @ vectors.flip(-1), energies.flip(-1).clamp_min(0)
 
 
 def _power(matrix: Tensor, moment: Tensor) -> float:

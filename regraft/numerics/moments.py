@@ -22,9 +22,15 @@ class Moments:
 
     features: int
     rows: int = 0
-    second: Tensor = field(default_factory=lambda: torch.zeros(0))
-    first: Tensor = field(default_factory=lambda: torch.zeros(0))
-    peak: Tensor = field(default_factory=lambda: torch.zeros(0))
+    second: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    first: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    peak: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    def __post_init__(self) -> None:
+        if self.rows == 0:
+            self.second = torch.zeros(self.features, self.features, dtype=torch.float64)
+            self.first = torch.zeros(self.features, dtype=torch.float64)
+            self.peak = torch.zeros(self.features, dtype=torch.float64)
 
     def update(self, x: Tensor) -> None:
         """Add rows; x [..., n], any floating type.
@@ -35,10 +41,8 @@ class Moments:
         if x.dim() < 1 or x.shape[-1] != self.features:
             raise ShapeError(f"calibration rows must end in {self.features} features; got {list(x.shape)}")
         rows = x.detach().reshape(-1, self.features).double()
-        if self.rows == 0:
-            self.second = torch.zeros(self.features, self.features, dtype=torch.float64, device=rows.device)
-            self.first = torch.zeros(self.features, dtype=torch.float64, device=rows.device)
-            self.peak = torch.zeros(self.features, dtype=torch.float64, device=rows.device)
+        if self.rows == 0:  # on the device of the first rows, which is not known before
+            self.second, self.first, self.peak = self.second.to(rows), self.first.to(rows), self.peak.to(rows)
         self.second.addmm_(rows.t(), rows)
         self.first.add_(rows.sum(dim=0))
         if len(rows):
@@ -52,7 +56,7 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """E[x], [n]."""
+        """E[x], [n]; zeros when no row was seen."""
         return self.first / max(self.rows, 1)
 
     @property
