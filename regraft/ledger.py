@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
+from regraft.graph.escape import escape
+
 Status = Literal["rewritten", "kept", "rolled back"]
 
 
@@ -135,14 +137,15 @@ def _entry_from(data: dict[str, Any]) -> Entry:
 
 
 def entry_cells(entry: Entry) -> tuple[str, str, str, str, str]:
-    """Return the cells of an entry's line: pass, site, what became of it, error, bytes."""
+    """Return the cells of an entry's line: pass, site, what became of it, error, bytes; names are escaped."""
+    site = escape(entry.site)
     if entry.status != "rewritten":
-        return entry.pass_name, entry.site, f"{entry.status}: {entry.reason}", "", ""
+        return entry.pass_name, site, f"{entry.status}: {escape(entry.reason)}", "", ""
     error = "" if entry.measured_error is None else f"error {entry.measured_error:.2g}"
     size = ""
     if entry.bytes_before is not None and entry.bytes_after is not None:
         size = f"{entry.bytes_before / 1e6:.2f} -> {entry.bytes_after / 1e6:.2f} MB"
-    return entry.pass_name, entry.site, f"{entry.before} -> {entry.after}", error, size
+    return entry.pass_name, site, f"{entry.before} -> {entry.after}", error, size
 
 
 def _entry_lines(entries: list[Entry]) -> list[str]:

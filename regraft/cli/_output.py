@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import typer
 from rich import box
@@ -12,9 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from regraft.cli._text import aligned, printable
-from regraft.ledger import Ledger, Status, entry_cells, pass_lines
-
-_STYLES: Final[Mapping[Status, str]] = {"rewritten": "", "kept": "dim", "rolled back": "yellow"}
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -53,18 +50,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         found.add_row(*(Text(printable(cell)) for cell in row))
     return found
-
-
-def print_ledger(ledger: Ledger) -> None:
-    """Print what became of every site: a table on a terminal, else the ledger's own aligned lines."""
-    if not on_terminal():
-        print_lines(str(ledger).splitlines())
-        return
-    found = table(("pass", "layer", "", "", ""), [entry_cells(entry) for entry in ledger])
-    for row, entry in zip(found.rows, ledger, strict=True):
-        row.style = _STYLES[entry.status]
-    Console(highlight=False).print(found)
-    print_lines(pass_lines(ledger))
 
 
 def _finite(value: Any) -> Any:

@@ -1,17 +1,15 @@
 """Text for a terminal: names from models are escaped, rows are aligned."""
 
-import unicodedata
 from collections.abc import Sequence
-
-# Control characters, invisible format characters (bidi marks), surrogates, private use, line and paragraph separators.
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def printable(text: str) -> str:
-    """Return the text with every character escaped that could move the cursor, hide or reorder what is shown."""
-    return "".join(
-        _escape(character) if unicodedata.category(character) in _UNSAFE else character for character in text
-    )
+    """Return the text with every character escaped that could move the cursor, hide or reorder what is shown.
+
+    Unlike `regraft.graph.escape`, which names pass through once, this leaves backslashes alone: it may see a line whose
+    names are escaped already.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def one_line(text: str) -> str:
@@ -34,5 +32,5 @@ def size_text(size: int) -> str:
     return f"{size / 1e3:.1f} kB" if size < 1_000_000 else f"{size / 1e6:.2f} MB"
 
 
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")

@@ -11,8 +11,9 @@ from regraft._files import write_atomic
 from regraft.cli._inputs import load_inputs
 from regraft.cli._models import Model, is_function, load_model
 from regraft.cli._options import InputsOption, JsonOption, ModelArgument
-from regraft.cli._output import json_text, print_json, print_ledger, print_lines
+from regraft.cli._output import json_text, print_json, print_lines
 from regraft.cli._outputs import check_outputs, check_suffix, model_bytes
+from regraft.cli._report import print_ledger
 from regraft.cli._text import size_text
 from regraft.errors import OptionError
 from regraft.passes import AnyPass, Budget, Instrument, Print, resolve_passes
