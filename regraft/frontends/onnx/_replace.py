@@ -1,0 +1,179 @@
+"""Putting one structured op in the place of a site, in time that does not depend on the size of the graph."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from torch import Tensor
+
+from regraft.errors import GraphError
+from regraft.frontends.onnx._canonical import DOMAIN
+from regraft.frontends.onnx._functions import (
+    FUNCTIONS_SINCE_IR,
+    VERSION,
+    Numbers,
+    call_of,
+    complete_attributes,
+    function_for,
+    weight_value,
+)
+from regraft.frontends.onnx._index import Index, bodies, items
+from regraft.frontends.onnx._tensors import dtype_label
+from regraft.frontends.onnx._views import constant_of
+from regraft.graph.graph import Replacement
+from regraft.graph.view import Value
+from regraft.ops import Op
+
+
+@dataclass(frozen=True)
+class Surgeon:
+    """The model being rewritten and the index that has to follow."""
+
+    model: ir.Model
+    index: Index
+    opset: int
+
+    def replace(
+        self, site: Replacement, op: Op, tensors: Mapping[str, Tensor | Value | None], attributes: Numbers
+    ) -> None:
+        """Replace a site; everything is looked up before anything is changed.
+
+        Raises:
+            GraphError: when the site is not in the graph, or an operand is missing or cannot be seen from there.
+        """
+        old = self._value(site, site.output)
+        holder = old.producer()
+        if holder is None or not isinstance(holder.graph, ir.Graph):
+            raise GraphError(f"{site.name}: {site.output} is computed by no node and cannot be replaced")
+        covered = [self._node(site, key) for key in site.nodes]
+        activations = {name: self._value(site, key) for name, key in site.operands.items()}
+        shared = {name: self._constant(site, value) for name, value in tensors.items() if isinstance(value, Value)}
+        fresh = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+        present = [operand.name for operand in op.operands if operand.name in activations | shared | fresh]
+        self._check_operands(site, op, present, holder.graph, activations | shared)
+        numbers = complete_attributes(op, attributes)
+        dtypes = {name: dtype_label(value.dtype) for name, value in (activations | shared).items()}
+        known = {name: label for name, label in dtypes.items() if label is not None}
+        function = self._function(op, present, numbers, known)
+        inputs = activations | shared | {name: self._weight(site, op, name, tensor) for name, tensor in fresh.items()}
+        turned = [self._turn(site, inputs[name], holder) for name in shared if name in op.linear_weights]
+        inputs |= {name: node.outputs[0] for name, node in zip(_turnable(shared, op), turned, strict=True)}
+        node = call_of(function, [inputs[name] for name in present], numbers, self.index.unused_node_name(site.name, holder.graph))
+        self._insert(node, old, holder)
+        self._sweep([holder, *covered])
+
+    def _value(self, site: Replacement, key: str) -> ir.Value:
+        value = self.index.value(key)
+        if value is None:
+            raise GraphError(f"{site.name}: the graph has no value {key!r} (any more)")
+        return value
+
+    def _node(self, site: Replacement, key: str) -> ir.Node:
+        node = self.index.node(key)
+        if node is None:
+            raise GraphError(f"{site.name}: the graph has no node {key!r} (any more)")
+        return node
+
+    def _constant(self, site: Replacement, shared: Value) -> ir.Value:
+        value = self._value(site, shared.key)
+        if constant_of(value) is None:
+            raise GraphError(f"{site.name}: {shared.key} is no constant and cannot be shared")
+        return value
+
+    def _check_operands(
+        self, site: Replacement, op: Op, present: list[str], graph: ir.Graph, values: Mapping[str, ir.Value]
+    ) -> None:
+        missing = [operand.name for operand in op.operands if not operand.optional and operand.name not in present]
+        if missing:
+            raise GraphError(f"{site.name}: {op.name} needs {', '.join(missing)}; got {', '.join(present)}")
+        visible = set(self.index.scopes(graph))
+        for name, value in values.items():
+            if value.graph not in visible:
+                key = self.index.value_key(value)
+                raise GraphError(f"{site.name}: operand {name} ({key}) cannot be seen from {site.output}")
+
+    def _function(self, op: Op, present: list[str], numbers: Numbers, dtypes: Mapping[str, str]) -> ir.Function:
+        function = function_for(op, frozenset(present), self.opset, numbers, dtypes)
+        known = self.model.functions.get(function.identifier())
+        if known is None:
+            self.model.functions[function.identifier()] = function
+            self.model.opset_imports.setdefault(DOMAIN, VERSION)
+            self.model.ir_version = max(self.model.ir_version or 0, FUNCTIONS_SINCE_IR)
+        elif ir.to_proto(known).SerializeToString() != ir.to_proto(function).SerializeToString():
+            raise GraphError(
+                f"{op.name}: the model has another function named {DOMAIN}::{function.name}",
+                hint="it was written by another version of Regraft: save it with functions='inline' there",
+            )
+        return function
+
+    def _weight(self, site: Replacement, op: Op, operand: str, tensor: Tensor) -> ir.Value:
+        value = weight_value(op, operand, tensor, self.index.unused_name(f"{site.name}.{operand}"))
+        self.model.graph.initializers.add(value)
+        self.index.add_constant(value)
+        return value
+
+    def _turn(self, site: Replacement, weight: ir.Value, holder: ir.Node) -> ir.Node:
+        """A shared weight is stored as the file has it; its transpose is a node, which runtimes fold."""
+        assert holder.graph is not None
+        name = self.index.unused_name(f"{site.name}.{weight.name}.transposed")
+        node = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=name)
+        node.outputs[0].name, node.outputs[0].type = name, weight.type
+        if weight.shape is not None:
+            node.outputs[0].shape = ir.Shape(tuple(reversed(weight.shape.dims)))
+        holder.graph.insert_before(holder, node)
+        self.index.add_node(node, self.index.place(holder) - 0.5)
+        self.index.rename(node.outputs[0])
+        return node
+
+    def _insert(self, node: ir.Node, old: ir.Value, holder: ir.Node) -> None:
+        """Put the node behind the one that computed `old`, and its output in `old`'s place."""
+        assert holder.graph is not None
+        (new,) = node.outputs
+        new.name, new.type, new.shape, new.doc_string = old.name, old.type, old.shape, old.doc_string
+        new.metadata_props.update(old.metadata_props)
+        node.metadata_props.update(holder.metadata_props)
+        node.doc_string = holder.doc_string
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        holder.graph.insert_after(holder, node)
+        self.index.take_over(old, new)
+        old.name = self.index.unused_name(f"{old.name}.replaced")
+        self.index.rename(old)
+        self.index.add_node(node, self.index.place(holder))
+
+    def _sweep(self, nodes: Iterable[ir.Node]) -> None:
+        """Remove those of the nodes that nothing uses, then what only they used, up to the weights."""
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
+            if node.graph is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
+                continue
+            operands = _detach(node)
+            self.index.remove_node(node)
+            node.graph.remove(node, safe=True)
+            for value in dict.fromkeys(operands):
+                producer = value.producer()
+                if producer is not None:
+                    waiting.append(producer)
+                elif value.is_initializer() and not value.uses() and not value.is_graph_output():
+                    self._drop(value)
+
+    def _drop(self, value: ir.Value) -> None:
+        """An initializer that nothing reads any more goes; one that is an input of the graph too stays."""
+        if not value.is_graph_input() and value.graph is not None:
+            self.index.remove_value(value)
+            value.graph.initializers.pop(str(value.name))
+
+
+def _turnable(shared: Mapping[str, ir.Value], op: Op) -> list[str]:
+    return [name for name in shared if name in op.linear_weights]
+
+
+
+def _detach(node: ir.Node) -> list[ir.Value]:
+    """Take a node and those in its bodies off their operands; return the operands."""
+    inner = [item for _, body in bodies(node) for item in items(body) if isinstance(item, ir.Node)]
+    operands = [value for one in (node, *inner) for value in one.inputs if value is not None]
+    for one in (node, *inner):
+        for place in range(len(one.inputs)):
+            one.replace_input_with(place, None)
+    return operands

@@ -1,0 +1,132 @@
+"""ONNX Runtime sessions over models in memory; large weights are lent to the session rather than written into it.
+
+So no model is too large (a protobuf ends at 2 GB) and no temporary file is needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from google.protobuf.message import EncodeError
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+from torch import Tensor
+
+from regraft.errors import BackendError
+from regraft.frontends.onnx._views import constant_tensor
+
+LENT_BYTES: Final = 1024
+"""Weights of at least this size are lent; smaller ones may be shapes that ONNX Runtime wants to see when it plans."""
+
+_QUIET: Final = 4  # fatal errors only: everything else comes as an exception too
+
+# ONNX Runtime's exceptions have no base of their own but Exception; inputs of a wrong kind are ValueErrors.
+_ORT_ERRORS: Final = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session and the arrays that were lent to it, which must live as long as it does."""
+
+    session: ort.InferenceSession
+    lent: Sequence[Any]
+    name: str
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the outputs of that name.
+
+        Raises:
+            BackendError: with ONNX Runtime's first line.
+        """
+        given = {name: _to_ort(tensor) for name, tensor in feeds.items()}
+        try:
+            results = self.session.run_with_ort_values(list(outputs), given)
+            return [_from_ort(value) for value in results]
+        except _ORT_ERRORS as error:
+            raise BackendError(f"onnxruntime: {self.name} could not be run: {first_line(error)}") from error
+
+
+def open_session(proto: onnx.ModelProto, lent: Mapping[str, ir.TensorProtocol], name: str) -> Session:
+    """Return a CPU session.
+
+    Args:
+        proto: the model; initializers in `lent` are marked external in it.
+        lent: contents of those initializers by name.
+        name: what the model is called in messages.
+
+    Raises:
+        BackendError: when ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    values = {key: _lendable(tensor) for key, tensor in lent.items()}
+    if values:
+        options.add_external_initializers(list(values), list(values.values()))
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except (*_ORT_ERRORS, EncodeError) as error:
+        raise BackendError(f"onnxruntime: {name} could not be loaded: {first_line(error)}") from error
+    return Session(session, list(values.values()), name)
+
+
+def light_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Return the model as a protobuf without its large top-level weights, and those weights by name."""
+    clone = model.clone()
+    lent: dict[str, ir.TensorProtocol] = {}
+    for name, value in clone.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= LENT_BYTES:
+            lent[name] = tensor
+            value.const_value = _placeholder(tensor, name)
+    embed_external(clone, keep=frozenset(lent))
+    return ir.to_proto(clone), lent
+
+
+def _placeholder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor("lent", 0, int(tensor.nbytes), tensor.dtype, shape=shape, name=name)
+
+
+def embed_external(model: ir.Model, keep: frozenset[str] = frozenset()) -> None:
+    """Read external data into the model, but for the top-level initializers in `keep`; changes the model."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for name, value in graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor) and not (graph is model.graph and name in keep):
+                value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
+    for node in model.graph.all_nodes():
+        tensor = constant_tensor(node) if node.op_type == "Constant" else None
+        if isinstance(tensor, ir.ExternalTensor):
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy(), dtype=tensor.dtype))
+
+
+def first_line(error: Exception) -> str:
+    """Return what ONNX Runtime says, without its error code and what follows."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].split(" : ", 3)[-1] if lines else type(error).__name__
+
+
+def _lendable(tensor: ir.TensorProtocol) -> Any:
+    array = np.ascontiguousarray(tensor.numpy())
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(tensor.dtype))
+
+
+def _to_ort(tensor: Tensor) -> Any:
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:  # numpy has none
+        bits = plain.view(torch.int16).numpy()
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(ir.DataType.BFLOAT16))
+    return ort.OrtValue.ortvalue_from_numpy(plain.numpy())
+
+
+def _from_ort(value: Any) -> Tensor:
+    if value.element_type() == int(ir.DataType.BFLOAT16):
+        return torch.from_dlpack(value._ortvalue).clone()  # noqa: SLF001 - the public class has no way to bfloat16
+    return torch.from_numpy(np.array(value.numpy()))
