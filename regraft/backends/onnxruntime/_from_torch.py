@@ -17,8 +17,9 @@ import onnx_ir as ir
 import onnxscript
 import torch
 
+from regraft.backends.onnxruntime._attach import attach_functions
 from regraft.errors import ExportError
-from regraft.frontends.onnx import OnnxGraph, attach_functions, load
+from regraft.frontends.onnx import OnnxGraph, load
 from regraft.frontends.torch import FxGraph
 from regraft.ops import Op, all_ops
 
@@ -140,11 +141,14 @@ def _name_dims(model: ir.Model, names: Mapping[str, str]) -> None:
     for value in _all_values(model):
         if value.shape is None:
             continue
-        dims = [
-            symbol.sub(lambda found: names[found.group()], dim.value) if isinstance(dim, ir.SymbolicDim) and dim.value else dim
-            for dim in value.shape
-        ]
+        dims = [_renamed(dim, symbol, names) for dim in value.shape]
         value.shape = ir.Shape(dims)
+
+
+def _renamed(dim: Any, symbol: re.Pattern[str], names: Mapping[str, str]) -> Any:
+    if isinstance(dim, ir.SymbolicDim) and dim.value:
+        return symbol.sub(lambda found: names[found.group()], dim.value)
+    return dim
 
 
 def _all_values(model: ir.Model) -> Iterator[ir.Value]:

@@ -35,7 +35,7 @@ class TorchExecutable:
             return self.module(*moved, **named)
 
 
-def compile(graph: Graph, target: str) -> TorchExecutable:  # noqa: A001 - every backend has a function of this name
+def compile(graph: Graph, target: str) -> TorchExecutable:
     """Return an executable for a graph that came from PyTorch.
 
     Raises:

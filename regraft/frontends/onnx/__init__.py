@@ -1,7 +1,26 @@
 """ONNX graphs: loading, views, rewriting, saving."""
 
-from regraft.frontends.onnx._functions import function_for, single_node_model
+from regraft.frontends.onnx._canonical import DOMAIN
+from regraft.frontends.onnx._functions import VERSION, function_for, single_node_model, weight_value
 from regraft.frontends.onnx._graph import OnnxGraph
 from regraft.frontends.onnx._load import load
+from regraft.frontends.onnx._run import bind_inputs
+from regraft.frontends.onnx._session import Session, SessionSettings, light_proto, open_session
+from regraft.frontends.onnx._tensors import dtype_label, to_torch
 
-__all__ = ["OnnxGraph", "function_for", "load", "single_node_model"]
+__all__ = [
+    "DOMAIN",
+    "VERSION",
+    "OnnxGraph",
+    "Session",
+    "SessionSettings",
+    "bind_inputs",
+    "dtype_label",
+    "function_for",
+    "light_proto",
+    "load",
+    "open_session",
+    "single_node_model",
+    "to_torch",
+    "weight_value",
+]

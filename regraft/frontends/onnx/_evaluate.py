@@ -41,7 +41,9 @@ def evaluate(
         outputs = [names[value] for value in computed]
         inputs = {names[value]: tensor for value, tensor in feeds.items() if value in names}
         results = dict(zip(computed, session.run(outputs, inputs), strict=True))
-    return [feeds[value] if value in feeds else results[value] if value in results else _stored(value) for value in wanted]
+    return [
+        feeds[value] if value in feeds else results[value] if value in results else _stored(value) for value in wanted
+    ]
 
 
 def _between(

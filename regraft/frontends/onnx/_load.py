@@ -1,9 +1,11 @@
 """Loading ONNX models (first slice)."""
+
 import os
 from pathlib import Path
 import onnx
 import onnx_ir as ir
 from regraft.frontends.onnx._graph import OnnxGraph
+
 
 def load(source: "str | os.PathLike[str] | onnx.ModelProto | ir.Model") -> OnnxGraph:
     """Load."""

@@ -58,7 +58,9 @@ class Surgeon:
         inputs = activations | shared | {name: self._weight(site, op, name, tensor) for name, tensor in fresh.items()}
         turned = [self._turn(site, inputs[name], holder) for name in shared if name in op.linear_weights]
         inputs |= {name: node.outputs[0] for name, node in zip(_turnable(shared, op), turned, strict=True)}
-        node = call_of(function, [inputs[name] for name in present], numbers, self.index.unused_node_name(site.name, holder.graph))
+        node = call_of(
+            function, [inputs[name] for name in present], numbers, self.index.unused_node_name(site.name, holder.graph)
+        )
         self._insert(node, old, holder)
         self._sweep([holder, *covered])
 
@@ -166,7 +168,6 @@ class Surgeon:
 
 def _turnable(shared: Mapping[str, ir.Value], op: Op) -> list[str]:
     return [name for name in shared if name in op.linear_weights]
-
 
 
 def _detach(node: ir.Node) -> list[ir.Value]:

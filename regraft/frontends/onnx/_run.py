@@ -37,9 +37,7 @@ class Runner:
         extra = tuple(sorted(set(names.values()) - set(own)))
         session = self._session(extra)
         results = dict(zip((*own, *extra), session.run([*own, *extra], feeds), strict=True))
-        tapped = {
-            key: results[names[key]] if key in names else _known(value, feeds) for key, value in taps.items()
-        }
+        tapped = {key: results[names[key]] if key in names else _known(value, feeds) for key, value in taps.items()}
         return tuple(results[name] for name in own), tapped
 
     def _session(self, extra: tuple[str, ...]) -> Session:

@@ -1,9 +1,9 @@
 """The layer of the user's model that an ONNX node comes from: from what the exporter wrote, else from names of weights.
 
-    1. metadata of the torch exporter: "['', 'encoder', 'encoder.layer.0', 'linear']" -> "encoder.layer.0"
-    2. node names of the TorchScript exporter: "/encoder/layer.0/MatMul" -> "encoder.layer.0"
-    3. a weight or bias that it reads (a product: also the bias that is added to it): "encoder.layer.0.bias"
-    4. the node's name
+1. metadata of the torch exporter: "['', 'encoder', 'encoder.layer.0', 'linear']" -> "encoder.layer.0"
+2. node names of the TorchScript exporter: "/encoder/layer.0/MatMul" -> "encoder.layer.0"
+3. a weight or bias that it reads (a product: also the bias that is added to it): "encoder.layer.0.bias"
+4. the node's name
 """
 
 import re

@@ -4,7 +4,7 @@ So no model is too large (a protobuf ends at 2 GB) and no temporary file is need
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -54,24 +54,51 @@ class Session:
             raise BackendError(f"onnxruntime: {self.name} could not be run: {first_line(error)}") from error
 
 
-def open_session(proto: onnx.ModelProto, lent: Mapping[str, ir.TensorProtocol], name: str) -> Session:
-    """Return a CPU session.
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a session is made.
+
+    Attributes:
+        providers: ONNX Runtime's execution providers, in order of preference.
+        threads: threads within an operator; 0 leaves it to ONNX Runtime.
+        entries: session configuration entries ("session.force_spinning_stop": "1").
+    """
+
+    providers: Sequence[str] = ("CPUExecutionProvider",)
+    threads: int = 0
+    entries: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+DEFAULT_SETTINGS: Final = SessionSettings()
+
+
+def open_session(
+    proto: onnx.ModelProto,
+    lent: Mapping[str, ir.TensorProtocol],
+    name: str,
+    settings: SessionSettings = DEFAULT_SETTINGS,
+) -> Session:
+    """Return a session, by default on the CPU.
 
     Args:
         proto: the model; initializers in `lent` are marked external in it.
         lent: contents of those initializers by name.
         name: what the model is called in messages.
+        settings: providers, threads and entries.
 
     Raises:
         BackendError: when ONNX Runtime refuses the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
+    options.intra_op_num_threads = settings.threads
+    for key, entry in settings.entries.items():
+        options.add_session_config_entry(key, entry)
     values = {key: _lendable(tensor) for key, tensor in lent.items()}
     if values:
         options.add_external_initializers(list(values), list(values.values()))
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(settings.providers))
     except (*_ORT_ERRORS, EncodeError) as error:
         raise BackendError(f"onnxruntime: {name} could not be loaded: {first_line(error)}") from error
     return Session(session, list(values.values()), name)

@@ -13,7 +13,15 @@ from regraft.frontends.onnx._tensors import tensor_type, value_type
 from regraft.graph.types import TensorType
 from regraft.graph.view import Node, Value, ValueRole
 
-_CONSTANT_TENSORS: Final = ("value", "value_float", "value_int", "value_floats", "value_ints", "value_string", "value_strings")
+_CONSTANT_TENSORS: Final = (
+    "value",
+    "value_float",
+    "value_int",
+    "value_floats",
+    "value_ints",
+    "value_string",
+    "value_strings",
+)
 
 TypeOf = Callable[[ir.Value], TensorType]
 
