@@ -68,21 +68,19 @@ def _site(graph: Graph, node: Node) -> LinearSite | NearMiss:
     if isinstance(found, str):
         return NearMiss(label, found)
     weight, turned, passed = _constant_behind(found.weight)
-    if weight is None:
-        return NearMiss(label, _why_not_constant(found))
-    shape = weight.type.shape
-    if shape is None or len(shape) != 2 or not all(isinstance(extent, int) for extent in shape):
-        return NearMiss(label, f"the weight {weight.name} must be a matrix, it is {weight.type}")
+    problem = _why_not_constant(found) if weight is None else _weight_problem(found, weight)
+    if weight is None or problem:
+        return NearMiss(label, problem)
     transposed = found.transposed != turned
-    out_features, in_features = (int(shape[1]), int(shape[0])) if transposed else (int(shape[0]), int(shape[1]))
-    problem = _bias_problem(found.bias, out_features)
+    out_features, in_features = _extents(weight, transposed)
+    problem = _bias_problem(found.bias, out_features, _rank(node))
     if problem:
         return NearMiss(label, problem)
     return LinearSite(
         name=_layer_name(node, found, weight),
         operands={"x": found.x.key},
         output=found.output.key,
-        nodes=tuple(covered.key for covered in found.nodes),
+        nodes=tuple(covered.key for covered in (*found.nodes, *passed)),
         graph=graph,
         weight_value=weight,
         bias_value=None if found.bias is None else source(found.bias)[0],
@@ -102,18 +100,20 @@ def _operands(node: Node) -> _Found | str:
     if node.op == "linear":
         x, weight, bias = _padded(node, 3)
         return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), transposed=False)
+    if node.op == "matmul":
+        return _product(node)
+    alpha, beta = _number(node, "alpha"), _number(node, "beta")
+    if alpha is None or beta is None:
+        name = "alpha" if alpha is None else "beta"
+        return f"its {name} is {node.attributes[name]!r}, a number is needed"
     if node.op == "addmm":
         bias, x, weight = _padded(node, 3)
-        alpha, beta = _number(node, "alpha"), _number(node, "beta")
         return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), True, alpha, beta)
-    if node.op == "gemm":
-        if node.attributes.get("transA", 0):
-            return "its first operand is transposed (transA=1)"
-        x, weight, bias = _padded(node, 3)
-        untransposed = not node.attributes.get("transB", 0)
-        alpha, beta = _number(node, "alpha"), _number(node, "beta")
-        return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), untransposed, alpha, beta)
-    return _product(node)
+    if node.attributes.get("transA", 0):
+        return "its first operand is transposed (transA=1)"
+    x, weight, bias = _padded(node, 3)
+    transposed = not node.attributes.get("transB", 0)
+    return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), transposed, alpha, beta)
 
 
 def _product(node: Node) -> _Found:
@@ -128,9 +128,14 @@ def _product(node: Node) -> _Found:
         return plain
     bias = outcome.bindings["bias"]
     weight_value = _constant_behind(plain.weight)[0]
-    if weight_value is None or _bias_problem(bias, _last(node.outputs[0].type, weight_value)):
+    if weight_value is None or _bias_problem(bias, _last(node.outputs[0].type, weight_value), _rank(node)):
         return plain
     return replace(plain, bias=bias, output=sum_.outputs[0], nodes=(sum_, *outcome.nodes[1:]))
+
+
+def _rank(node: Node) -> int:
+    """Number of dims of a product; the least that it can have when its type does not say."""
+    return node.outputs[0].type.rank or (2 if node.op in ("addmm", "gemm") else 1)
 
 
 def _last(result: TensorType, weight: Value) -> int:
@@ -165,7 +170,24 @@ def _why_not_constant(found: _Found) -> str:
     return f"neither operand is a constant (the right one is {weight.key})"
 
 
-def _bias_problem(bias: Value | None, out_features: int) -> str:
+def _weight_problem(found: _Found, weight: Value) -> str:
+    x, shape = source(found.x)[0], weight.type.shape
+    if x.role == "constant":
+        return f"both operands are constants ({x.name} and {weight.name})"
+    if shape is None or len(shape) != 2 or not all(isinstance(extent, int) for extent in shape):
+        return f"the weight {weight.name} must be a matrix, it is {weight.type}"
+    if weight.type.dtype is not None and not weight.type.is_floating:
+        return f"the weight {weight.name} must be of floating-point numbers, it is {weight.type}"
+    return ""
+
+
+def _extents(weight: Value, transposed: bool) -> tuple[int, int]:
+    """out_features and in_features of a weight that is known to be a matrix."""
+    rows, columns = (int(extent) for extent in weight.type.shape or ())
+    return (columns, rows) if transposed else (rows, columns)
+
+
+def _bias_problem(bias: Value | None, out_features: int, rank: int) -> str:
     if bias is None:
         return ""
     origin = source(bias)[0]
@@ -174,7 +196,8 @@ def _bias_problem(bias: Value | None, out_features: int) -> str:
     shape = origin.type.shape
     if shape is None:
         return f"its bias {origin.name} has no known shape"
-    one_row = len(shape) >= 1 and shape[-1] == out_features and all(extent == 1 for extent in shape[:-1])
+    # One of more dims than the product would give the sum more dims than a layer's output has.
+    one_row = 1 <= len(shape) <= rank and shape[-1] == out_features and all(extent == 1 for extent in shape[:-1])
     return "" if one_row else f"its bias {origin.name} is {origin.type}, [{out_features}] is needed"
 
 
@@ -223,6 +246,6 @@ def _known(value: Value | None) -> Value:
     return value
 
 
-def _number(node: Node, name: str) -> float:
+def _number(node: Node, name: str) -> float | None:
     value = node.attributes.get(name, 1.0)
-    return float(value) if isinstance(value, int | float) else 1.0
+    return float(value) if isinstance(value, int | float) else None

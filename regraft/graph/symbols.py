@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import cast
+from typing import Final
 
 import sympy
 
 from regraft.errors import ShapeError
 from regraft.graph.types import Dim
+
+MOST_CHARACTERS: Final = 1000
+MOST_NESTING: Final = 50
+MOST_DIGITS: Final = 18
+"""What a dim's text may need to count as an expression; dims come from files that may be hostile."""
 
 
 def dim_expr(dim: Dim) -> sympy.Expr:
@@ -27,14 +32,16 @@ def bind(expr: sympy.Expr, dims: Mapping[str, int]) -> int:
     """Return the value of an expression for given extents of its symbols.
 
     Raises:
-        ShapeError: when a symbol has no extent.
+        ShapeError: when a symbol has no extent, or the expression no value (a division by zero).
     """
     names = sorted(str(symbol) for symbol in expr.free_symbols)
     missing = [name for name in names if name not in dims]
     if missing:
         raise ShapeError(f"the extents of {', '.join(missing)} are needed; got {dict(dims) or 'none'}")
     value = expr.subs({symbol: dims[str(symbol)] for symbol in expr.free_symbols})
-    return int(cast(sympy.Integer, value))
+    if not isinstance(value, sympy.Integer):
+        raise ShapeError(f"{expr} is no whole number for {dict(dims)}")
+    return int(value)
 
 
 def is_plain_symbol(dim: Dim) -> bool:
@@ -54,7 +61,7 @@ def _symbol(name: str) -> sympy.Expr:
 
 
 def _expression(text: str) -> sympy.Expr:
-    parsed = _Parser(text).parse()
+    parsed = _Parser(text).parse() if len(text) <= MOST_CHARACTERS else None
     return _symbol(text) if parsed is None else parsed
 
 
@@ -64,6 +71,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._tokens = _tokenize(text)
         self._at = 0
+        self._nesting = 0
 
     def parse(self) -> sympy.Expr | None:
         """Return the expression, or None when the text is not one."""
@@ -93,22 +101,28 @@ class _Parser:
         while left is not None and self._peek() in ("*", "/", "//"):
             operator = self._take()
             right = self._atom()
-            if right is None:
+            if right is None or (right == 0 and operator != "*"):
                 return None
             left = left * right if operator == "*" else sympy.floor(left / right)
         return left
 
     def _atom(self) -> sympy.Expr | None:
         token = self._take()
-        if token == "-":
-            inner = self._atom()
-            return None if inner is None else -inner
-        if token == "(":
-            inner = self._sum()
-            return inner if self._take() == ")" else None
-        if token.isdigit():
-            return sympy.Integer(int(token))
+        if token in ("-", "("):
+            return self._nested(token)
+        if token.isascii() and token.isdigit():
+            return sympy.Integer(int(token)) if len(token) <= MOST_DIGITS else None
         return _symbol(token) if token.isidentifier() else None
+
+    def _nested(self, token: str) -> sympy.Expr | None:
+        self._nesting += 1
+        if self._nesting > MOST_NESTING:
+            return None
+        inner = self._atom() if token == "-" else self._sum()
+        self._nesting -= 1
+        if inner is None or (token == "(" and self._take() != ")"):
+            return None
+        return -inner if token == "-" else inner
 
 
 def _tokenize(text: str) -> list[str]:

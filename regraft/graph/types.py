@@ -1,5 +1,6 @@
 """Types of values: an element type by name and a shape whose dims are numbers or symbolic expressions."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +25,6 @@ _DTYPES: Final[Mapping[str, torch.dtype]] = {
     "complex128": torch.complex128,
 }
 _NAMES: Final[Mapping[torch.dtype, str]] = {dtype: name for name, dtype in _DTYPES.items()}
-_SUB_BYTE_BITS: Final[Mapping[str, int]] = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def dtype_bits(name: str | None) -> int:
-    """Return the size of an element in bits; an unknown type counts as 32."""
-    if name is None:
-        return 32
-    if name in _SUB_BYTE_BITS:
-        return _SUB_BYTE_BITS[name]
-    dtype = _DTYPES.get(name)
-    if dtype is not None:
-        return dtype.itemsize * 8
-    return 8 if name.startswith("float8") else 32
+    """Return the size of an element in bits, as its name says it; an unknown type counts as 32."""
+    if name == "bool":
+        return 8
+    size = re.search(r"\d+", name or "")  # "uint4", "bfloat16", "float8e4m3fn"
+    return int(size.group()) if size else 32
 
 
 def type_of(tensor: torch.Tensor) -> TensorType:

@@ -1,6 +1,7 @@
 """Low-rank factorizations held to their identities: tails, equivalences, orderings and edge cases."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -194,7 +195,8 @@ def _factorize(method: str, case: Case, moments: Moments) -> Factors:
 def test_afm_is_never_worse_than_lord_and_lord_never_worse_than_the_svd(case: Case) -> None:
     moments = _moments(case.x)
     svd, lord, afm = (
-        _measured(case.weight, case.bias, _factorize(method, case, moments), case.x) for method in ("svd", "lord", "afm")
+        _measured(case.weight, case.bias, _factorize(method, case, moments), case.x)
+        for method in ("svd", "lord", "afm")
     )
     assert afm <= lord + 1e-6
     assert lord <= svd + 1e-6
@@ -220,7 +222,7 @@ def test_the_error_falls_as_the_rank_grows(case: Case, method: str) -> None:
         _factorize(method, Case(case.weight, case.bias, case.x, rank), moments).error
         for rank in range(1, min(case.weight.shape) + 1)
     ]
-    assert all(later <= earlier + 1e-7 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-7 for earlier, later in pairwise(errors))
 
 
 # Bias
@@ -383,7 +385,11 @@ def test_the_rank_for_an_energy_of_a_known_spectrum() -> None:
 @given(st.integers(1, 4096), st.integers(1, 4096), st.floats(0.001, 0.999))
 @LAWS
 def test_the_rank_for_a_share_is_the_largest_that_keeps_it(out_features: int, in_features: int, keep: float) -> None:
-    rank, width, dense = rank_for(out_features, in_features, keep), out_features + in_features, out_features * in_features
+    rank, width, dense = (
+        rank_for(out_features, in_features, keep),
+        out_features + in_features,
+        out_features * in_features,
+    )
     assert rank * width <= keep * dense * (1 + 1e-9)
     assert (rank + 1) * width > keep * dense * (1 - 1e-9)
 
