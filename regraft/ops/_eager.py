@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from regraft.errors import InputError
 from regraft.ops._op import Op
 
 
@@ -143,6 +144,19 @@ class TorchBuilder:
 
 
 def evaluate(op: Op, tensors: Mapping[str, Tensor | None], attributes: Mapping[str, int | float]) -> Tensor:
-    """Return the op's result on tensors by operand name; in float64 operands this is the oracle of every backend."""
-    operands = [tensors.get(operand.name) for operand in op.operands]
-    return op.decompose(TorchBuilder(), *operands, **attributes)
+    """Return the op's result on tensors by operand name; in float64 operands this is the oracle of every backend.
+
+    Raises:
+        InputError: when an operand is missing, or given under a name that the op does not have.
+    """
+    names = [operand.name for operand in op.operands]
+    needed = {operand.name for operand in op.operands if not operand.optional}
+    present = {name for name, tensor in tensors.items() if tensor is not None}
+    if not (needed <= present and set(tensors) <= set(names)):
+        given = ", ".join(sorted(present)) or "none"
+        raise InputError(f"{op.name} takes the operands {_signature(op)}; got {given}")
+    return op.decompose(TorchBuilder(), *(tensors.get(name) for name in names), **attributes)
+
+
+def _signature(op: Op) -> str:
+    return ", ".join(f"{operand.name} (optional)" if operand.optional else operand.name for operand in op.operands)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from regraft.graph.cost_types import OpCost
 from regraft.graph.types import TensorType
 
 AttributeKind = Literal["int", "float"]
+_KINDS: Final[Mapping[Any, AttributeKind]] = {int: "int", float: "float"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Op:
     @cached_property
     def operands(self) -> tuple[Operand, ...]:
         """Tensor operands in order."""
-        parameters = list(inspect.signature(self.decompose).parameters.values())[1:]
+        parameters = _parameters(self.decompose)[1:]
         return tuple(
             Operand(parameter.name, parameter.default is None)
             for parameter in parameters
@@ -101,10 +102,9 @@ class Op:
     @cached_property
     def attributes(self) -> Mapping[str, AttributeKind]:
         """Attributes in order, with their kinds."""
-        parameters = inspect.signature(self.decompose).parameters.values()
         return {
-            parameter.name: "float" if parameter.annotation is float else "int"
-            for parameter in parameters
+            parameter.name: _KINDS[parameter.annotation]
+            for parameter in _parameters(self.decompose)
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
 
@@ -112,6 +112,11 @@ class Op:
     def onnx_name(self) -> str:
         """Name of the ONNX function when every optional operand is present ("LowrankLinear")."""
         return "".join(part.capitalize() for part in self.name.split("_"))
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    # Annotations may be texts, where a file postpones their evaluation.
+    return list(inspect.signature(function, eval_str=True).parameters.values())
 
 
 def require(condition: bool, message: str) -> None:

@@ -23,13 +23,13 @@ def infer(x: TensorType, down: TensorType, up: TensorType, bias: TensorType | No
     """Return the type of y: x's leading dims, then `out`."""
     require(down.rank == 2 and up.rank == 2, f"lowrank_linear: down and up must be 2-D; got {down} and {up}")
     assert down.shape is not None and up.shape is not None
+    require(up.shape[1] == down.shape[0], f"lowrank_linear: ranks differ: down {down.shape[0]}, up {up.shape[1]}")
+    if bias is not None:
+        require(bias.shape == (up.shape[0],), f"lowrank_linear: bias must be [{up.shape[0]}]; got {bias}")
     if x.shape is None:
         return TensorType(x.dtype)
     require(len(x.shape) >= 1, "lowrank_linear: x must have at least one dim; got a scalar")
     require(x.shape[-1] == down.shape[1], f"lowrank_linear: x ends in {x.shape[-1]}, down takes {down.shape[1]}")
-    require(up.shape[1] == down.shape[0], f"lowrank_linear: ranks differ: down {down.shape[0]}, up {up.shape[1]}")
-    if bias is not None:
-        require(bias.shape == (up.shape[0],), f"lowrank_linear: bias must be [{up.shape[0]}]; got {bias}")
     return TensorType(x.dtype, (*x.shape[:-1], up.shape[0]))
 
 
