@@ -4,6 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("regraft", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("regraft")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,5 +1,6 @@
 """Symbolic dims: from the text of a `Dim` to a sympy expression and back to a number."""
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
@@ -22,10 +23,9 @@ def dim_expr(dim: Dim) -> sympy.Expr:
 
 def numel(shape: Iterable[Dim]) -> sympy.Expr:
     """Return the number of elements of a shape, as an expression."""
-    product: sympy.Expr = sympy.Integer(1)
-    for dim in shape:
-        product = product * dim_expr(dim)
-    return product
+    dims = tuple(shape)
+    symbolic = _product(tuple(dim for dim in dims if isinstance(dim, str)))
+    return symbolic * math.prod(dim for dim in dims if isinstance(dim, int))
 
 
 def bind(expr: sympy.Expr, dims: Mapping[str, int]) -> int:
@@ -47,6 +47,12 @@ def bind(expr: sympy.Expr, dims: Mapping[str, int]) -> int:
 def is_plain_symbol(dim: Dim) -> bool:
     """Whether the dim is a single name, free to take any extent."""
     return isinstance(dim, str) and dim.isidentifier()
+
+
+@lru_cache(maxsize=4096)
+def _product(dims: tuple[str, ...]) -> sympy.Expr:
+    """The symbolic dims of a shape multiplied, once for the many shapes that share them."""
+    return sympy.Mul(*(_parse(dim) for dim in dims))
 
 
 @lru_cache(maxsize=4096)
