@@ -1,1 +1,9 @@
 """torch.fx graphs: capture, views, rewriting."""
+
+from regraft.frontends.torch._capture import capture
+from regraft.frontends.torch._graph import FxGraph, Rung
+from regraft.frontends.torch.library import register_ops
+
+__all__ = ["FxGraph", "Rung", "capture", "register_ops"]
+
+register_ops()
