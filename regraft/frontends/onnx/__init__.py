@@ -5,6 +5,7 @@ from regraft.frontends.onnx._functions import VERSION, function_for, single_node
 from regraft.frontends.onnx._graph import OnnxGraph
 from regraft.frontends.onnx._load import load
 from regraft.frontends.onnx._run import bind_inputs
+from regraft.frontends.onnx._save import save
 from regraft.frontends.onnx._session import Session, SessionSettings, light_proto, open_session
 from regraft.frontends.onnx._tensors import dtype_label, to_torch
 
@@ -20,6 +21,7 @@ __all__ = [
     "light_proto",
     "load",
     "open_session",
+    "save",
     "single_node_model",
     "to_torch",
     "weight_value",

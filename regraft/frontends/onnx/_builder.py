@@ -1,7 +1,7 @@
 """The core operations as nodes of an ONNX function: standard operators only, for every opset from 13 on.
 
-Two things depend on the opset. Reductions take their axis as an attribute or as an operand. And before opset 15 there is
-no CastLike: then a constant of "the type of that operand" is written in the element type that the operand has at the
+Two things depend on the opset. Reductions take their axis as an attribute or as an operand. And before opset 15 there
+is no CastLike: then a constant of "the type of that operand" is written in the element type that the operand has at the
 call, so that the body holds for that type alone (`OnnxBuilder.is_typed` says so).
 """
 

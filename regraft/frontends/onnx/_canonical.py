@@ -74,7 +74,7 @@ def structured_op(function_name: str) -> tuple[Op, frozenset[str]] | None:
 
     What follows an underscore are attributes that the body was made for ("MonarchLinear_blocks4").
     """
-    return _functions().get(function_name.split("_")[0])
+    return _functions().get(function_name.split("_", maxsplit=1)[0])
 
 
 def function_stem(op: Op, absent: frozenset[str]) -> str:

@@ -140,7 +140,7 @@ def complete_attributes(op: Op, attributes: Numbers) -> dict[str, int | float]:
 
 
 def _attribute_suffix(numbers: Numbers) -> str:
-    """ "_blocks4_scale0p5": the name says what the body was made for."""
+    """What the body was made for, as a part of its name: "_blocks4_scale0p5"."""
     return "".join(f"_{name}{_number_text(value)}" for name, value in numbers.items())
 
 

@@ -13,11 +13,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from google.protobuf.message import EncodeError
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state  # pyright: ignore[reportAttributeAccessIssue] - compiled
 from torch import Tensor
 
 from regraft.errors import BackendError
-from regraft.frontends.onnx._views import constant_tensor
 
 LENT_BYTES: Final = 1024
 """Weights of at least this size are lent; smaller ones may be shapes that ONNX Runtime wants to see when it plans."""
@@ -108,12 +107,14 @@ def light_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorPr
     """Return the model as a protobuf without its large top-level weights, and those weights by name."""
     clone = model.clone()
     lent: dict[str, ir.TensorProtocol] = {}
+    values: list[ir.Value] = []
     for name, value in clone.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= LENT_BYTES:
             lent[name] = tensor
+            values.append(value)
             value.const_value = _placeholder(tensor, name)
-    embed_external(clone, keep=frozenset(lent))
+    embed_external(clone, keep=frozenset(values))
     return ir.to_proto(clone), lent
 
 
@@ -122,16 +123,23 @@ def _placeholder(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
     return ir.ExternalTensor("lent", 0, int(tensor.nbytes), tensor.dtype, shape=shape, name=name)
 
 
-def embed_external(model: ir.Model, keep: frozenset[str] = frozenset()) -> None:
-    """Read external data into the model, but for the top-level initializers in `keep`; changes the model."""
+def embed_external(model: ir.Model, keep: frozenset[ir.Value] = frozenset()) -> None:
+    """Read external data into the model, but for that of the initializers in `keep`; changes the model."""
     for graph in (model.graph, *model.graph.subgraphs()):
         for name, value in graph.initializers.items():
-            if isinstance(value.const_value, ir.ExternalTensor) and not (graph is model.graph and name in keep):
-                value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
-    for node in model.graph.all_nodes():
-        tensor = constant_tensor(node) if node.op_type == "Constant" else None
-        if isinstance(tensor, ir.ExternalTensor):
-            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy(), dtype=tensor.dtype))
+            if isinstance(value.const_value, ir.ExternalTensor) and value not in keep:
+                value.const_value = _in_memory(value.const_value, name)
+    functions = (node for function in model.functions.values() for node in function.all_nodes())
+    for node in (*model.graph.all_nodes(), *functions):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                tensor = attribute.as_tensor()
+                if isinstance(tensor, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, _in_memory(tensor, tensor.name))
+
+
+def _in_memory(tensor: ir.ExternalTensor, name: str) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name, doc_string=tensor.doc_string)
 
 
 def first_line(error: Exception) -> str:
@@ -155,5 +163,5 @@ def _to_ort(tensor: Tensor) -> Any:
 
 def _from_ort(value: Any) -> Tensor:
     if value.element_type() == int(ir.DataType.BFLOAT16):
-        return torch.from_dlpack(value._ortvalue).clone()  # noqa: SLF001 - the public class has no way to bfloat16
+        return torch.from_dlpack(value._ortvalue).clone()
     return torch.from_numpy(np.array(value.numpy()))

@@ -1,4 +1,4 @@
-"""Between the tensors and types of ONNX and those of torch and Regraft; contents are mapped, not copied, where possible."""
+"""Tensors and types of ONNX as those of torch and Regraft, and back; contents are shared where they can be."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -69,7 +69,7 @@ class LazyValues(Sequence[Value | None]):
     def __getitem__(self, at: int) -> Value | None: ...
     @overload
     def __getitem__(self, at: slice) -> Sequence[Value | None]: ...
-    def __getitem__(self, at: int | slice) -> Value | None | Sequence[Value | None]:
+    def __getitem__(self, at: int | slice) -> Value | Sequence[Value | None] | None:
         if isinstance(at, slice):
             return [self._view(native) for native in self._natives[at]]
         return self._view(self._natives[at])
