@@ -99,6 +99,6 @@ def check_patterns(pass_name: str, patterns: tuple[str, ...]) -> None:
         if wanted.startswith("re:"):
             try:
                 re.compile(wanted[3:])
-            except re.error as error:
+            except (re.error, OverflowError) as error:
                 message = f"{pass_name}: {wanted!r} is not a regular expression: {error}"
                 raise OptionError(message) from error

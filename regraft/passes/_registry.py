@@ -1,10 +1,12 @@
 """Which passes exist: those in this folder, found by listing it, and those that other packages register."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+import inspect
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, cast, get_type_hints
@@ -13,10 +15,11 @@ import yaml
 
 from regraft.errors import ModelNotFoundError, OptionError, UnknownNameError
 from regraft.passes._pass import SitePass
-from regraft.passes._spelling import coerce_options, meant, spell, split_passes, type_text
+from regraft.passes._spelling import coerce_options, default_of, meant, spell, split_passes, type_text
 
 AnyPass = SitePass[Any, Any]
-PassLike = AnyPass | str
+PassLike = AnyPass | str | os.PathLike[str]
+"""An instance, a spelling, or the path of a recipe."""
 
 
 @lru_cache(maxsize=1)
@@ -31,11 +34,9 @@ def all_passes() -> Mapping[str, type[AnyPass]]:
     modules = sorted(item.name for item in iter_modules([folder]) if not item.name.startswith("_"))
     found = {name.replace("_", "-"): _class_in(f"{package}.{name}") for name in modules}
     for point in sorted(entry_points(group="regraft.passes"), key=lambda item: item.name):
-        loaded = point.load()
-        if point.name in found or not (isinstance(loaded, type) and issubclass(loaded, SitePass)):
-            problem = "is taken" if point.name in found else f"is no pass ({loaded!r})"
-            raise OptionError(f"entry point regraft.passes {point.name!r} of {point.value} {problem}")
-        found[point.name] = cast(type[AnyPass], loaded)
+        if point.name in found:
+            raise OptionError(f"entry point regraft.passes {point.name!r} of {point.value}: the name is taken")
+        found[point.name] = _registered(point)
     return found
 
 
@@ -64,11 +65,13 @@ def resolve_passes(passes: PassLike | Sequence[PassLike]) -> list[AnyPass]:
         OptionError, UnknownNameError: when one cannot be meant.
         ModelNotFoundError: when a recipe does not exist.
     """
-    listed: list[Any] = [passes] if isinstance(passes, str | SitePass) else list(passes)
+    listed: list[Any] = list(passes) if isinstance(passes, Iterable) and not isinstance(passes, str) else [passes]
     found: list[AnyPass] = []
     for item in listed:
         if isinstance(item, SitePass):
             found.append(item)
+        elif isinstance(item, os.PathLike):
+            found.extend(read_recipe(Path(item)))
         elif isinstance(item, str):
             found.extend(_from_text(item))
         else:
@@ -108,11 +111,25 @@ def spelling(instance: AnyPass) -> str:
 def pass_options(cls: type[AnyPass]) -> list[tuple[str, str, str, str]]:
     """Return name, type, default and description of every option of a pass."""
     hints = get_type_hints(cls)
-    described = _attributes_section(cls.__doc__ or "")
+    described = _attributes_section(inspect.getdoc(cls) or "")
     return [
-        (item.name, type_text(hints[item.name]), _default_text(item.default), described.get(item.name, ""))
+        (item.name, type_text(hints[item.name]), _default_text(default_of(item)), described.get(item.name, ""))
         for item in fields(cast(Any, cls))
     ]
+
+
+def _registered(point: EntryPoint) -> type[AnyPass]:
+    """The pass class that another package registers."""
+    where = f"entry point regraft.passes {point.name!r} of {point.value}"
+    try:
+        loaded = point.load()
+    except (ImportError, AttributeError) as error:
+        raise OptionError(f"{where}: cannot be loaded: {error}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, SitePass)):
+        raise OptionError(f"{where}: is no pass ({loaded!r})")
+    if loaded.name != point.name:
+        raise OptionError(f"{where}: calls itself {loaded.name!r}; the names must be equal")
+    return cast(type[AnyPass], loaded)
 
 
 def _class_in(module: str) -> type[AnyPass]:
@@ -133,9 +150,9 @@ def _from_text(text: str) -> list[AnyPass]:
 
 def _from_recipe(path: Path, item: Any) -> AnyPass:
     if isinstance(item, str):
-        found = _from_text(item)
+        found = split_passes(item)
         if len(found) == 1:
-            return found[0]
+            return make_pass(*found[0])
     if isinstance(item, dict) and len(item) == 1:
         ((name, options),) = item.items()
         if options is None or isinstance(options, dict):
@@ -148,27 +165,25 @@ def _summary(data: Any) -> str:
 
 
 def _default_text(value: Any) -> str:
+    if value is MISSING:
+        return "needed"
     if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "all" if value else "none"
+        return ", ".join(map(str, value)) or "none"
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _attributes_section(doc: str) -> dict[str, str]:
-    """Descriptions by name from the "Attributes:" section of a docstring."""
-    lines = doc.partition("Attributes:")[2].splitlines()
+    """Descriptions by name from the "Attributes:" section of a docstring without its common indentation."""
     found: dict[str, str] = {}
     current = ""
-    for line in lines[1:]:
-        text = line.strip()
-        indent = len(line) - len(line.lstrip())
-        if not text or indent < 8:
-            if found and text:
-                break
-            continue
+    for line in doc.partition("\nAttributes:\n")[2].splitlines():
+        indent, text = len(line) - len(line.lstrip()), line.strip()
+        if text and indent == 0:
+            break
         name, separator, rest = text.partition(": ")
-        if indent == 8 and separator and name.isidentifier():
+        if indent == 4 and separator and name.isidentifier():
             current = name
             found[current] = rest
-        elif current:
+        elif current and text:
             found[current] += " " + text
     return found

@@ -4,12 +4,13 @@ passes  := pass ("," pass)*
 pass    := name [ "{" [ option ("," option)* ] "}" ]
 option  := key "=" value
 value   := quoted | "[" value (";" value)* "]" | text without , { } [ ] and quotes at its start
+quoted  := text between two " or two ', in which that quote stands twice for itself
 """
 
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
-from typing import Any, ClassVar, Final, Protocol, get_type_hints
+from typing import Any, ClassVar, Final, Protocol, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,6 +25,7 @@ _PLAIN: Final[Mapping[str, str]] = {
     "str": "text",
     "tuple[str, ...]": "names",
 }
+_MARKS: Final = frozenset(",{}[];=\"'")
 
 
 class Dataclass(Protocol):
@@ -62,10 +64,12 @@ def coerce_options(owner: str, options: RawOptions, of: type[Dataclass]) -> dict
     known = [item.name for item in fields(of)]
     result: dict[str, Any] = {}
     for key, raw in options.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name not in known:
             options_known = ", ".join(known) or "none"
             raise OptionError(f"{owner} has no option {key!r}{meant(name, known)}; it has: {options_known}")
+        if name in result:
+            raise OptionError(f"{owner}: {name} is given twice; once is needed")
         result[name] = _coerce(owner, name, raw, hints[name])
     return result
 
@@ -75,7 +79,7 @@ def spell(name: str, instance: Dataclass) -> str:
     changed = {
         item.name: getattr(instance, item.name)
         for item in fields(instance)
-        if getattr(instance, item.name) != _default(item)
+        if getattr(instance, item.name) != default_of(item)
     }
     options = ",".join(f"{key}={_spell_value(value)}" for key, value in changed.items())
     return f"{name}{{{options}}}" if options else name
@@ -83,16 +87,7 @@ def spell(name: str, instance: Dataclass) -> str:
 
 def type_text(hint: Any) -> str:
     """Return a type as messages and lists show it ("a number", "names", "a whole number or none")."""
-    text = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint).replace("typing.", "")
-    plain = {
-        "float": "number",
-        "int": "whole number",
-        "bool": "true or false",
-        "str": "text",
-        "tuple[str, ...]": "names",
-    }
-    if text in plain:
-        return plain[text]
+    text = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     if text.startswith("Literal["):
         return " or ".join(part.strip().strip("'") for part in text[8:-1].split(","))
     return " or ".join("none" if part == "None" else _PLAIN.get(part, part) for part in text.split(" | "))
@@ -110,13 +105,16 @@ def _coerce(owner: str, name: str, raw: Any, hint: Any) -> Any:
         value = (raw,)
     if isinstance(raw, str) and raw.lower() in ("none", "null") and "None" in str(hint):
         value = None
+    if isinstance(raw, bool) and bool not in (hint, *get_args(hint)):  # YAML's yes is not the number 1
+        raise OptionError(f"{owner}: {name} must be {type_text(hint)}; got {str(raw).lower()}")
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError:
         raise OptionError(f"{owner}: {name} must be {type_text(hint)}; got {raw!r}") from None
 
 
-def _default(item: Field[Any]) -> Any:
+def default_of(item: Field[Any]) -> Any:
+    """Return the default of a field; MISSING when it has none."""
     if item.default is not MISSING:
         return item.default
     return item.default_factory() if item.default_factory is not MISSING else MISSING
@@ -128,7 +126,8 @@ def _spell_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     text = str(value)
-    return f'"{text}"' if isinstance(value, str) and (not text or set(text) & set(',{}[];"= ')) else text
+    marked = not text or any(character.isspace() or character in _MARKS for character in text)
+    return '"' + text.replace('"', '""') + '"' if marked else text
 
 
 class _Scanner:
@@ -160,18 +159,24 @@ class _Scanner:
             self.place += 1
         return self.text[begin : self.place].strip()
 
-    def quoted(self, mark: str) -> str:
-        end = self.text.find(mark, self.place)
-        if end < 0:
-            raise self.error(f"a closing {mark} is needed")
-        found = self.text[self.place : end]
-        self.place = end + 1
-        self.skip_space()
-        return found
+    def quoted(self) -> str | None:
+        """Text between quotes, if there is a quote here."""
+        mark = self.text[self.place : self.place + 1]
+        if mark not in ('"', "'"):
+            return None
+        found, begin = "", self.place + 1
+        while (end := self.text.find(mark, begin)) >= 0:
+            found += self.text[begin:end]
+            if self.text[end + 1 : end + 2] != mark:
+                self.place = end + 1
+                self.skip_space()
+                return found
+            found, begin = found + mark, end + 2
+        raise self.error(f"a closing {mark} is needed")
 
     def error(self, needed: str) -> OptionError:
-        rest = self.text[self.place :] or "the end"
-        return OptionError(f"cannot read the passes {self.text!r}: {needed} at {rest!r}")
+        rest = repr(self.text[self.place :]) if not self.at_end else "the end"
+        return OptionError(f"cannot read the passes {self.text!r}: {needed} at {rest}")
 
 
 def _pass(scanner: _Scanner) -> tuple[str, RawOptions]:
@@ -193,24 +198,20 @@ def _pass(scanner: _Scanner) -> tuple[str, RawOptions]:
 
 
 def _value(scanner: _Scanner) -> Any:
-    for mark in ('"', "'"):
-        if scanner.take(mark):
-            return scanner.quoted(mark)
-    if scanner.take("["):
-        parts: list[Any] = []
-        while not scanner.take("]"):
-            parts.append(_value_in_list(scanner))
-            if not scanner.take(";") and not scanner.text.startswith("]", scanner.place):
-                raise scanner.error("; or ] is needed")
-        return tuple(parts)
-    return scanner.word(",{}")
+    if not scanner.take("["):
+        return _single_value(scanner, ",{}")
+    parts: list[str] = []
+    while not scanner.take("]"):
+        parts.append(_single_value(scanner, ";]"))
+        if not scanner.take(";") and not scanner.text.startswith("]", scanner.place):
+            raise scanner.error("; or ] is needed")
+    return tuple(parts)
 
 
-def _value_in_list(scanner: _Scanner) -> str:
-    for mark in ('"', "'"):
-        if scanner.take(mark):
-            return scanner.quoted(mark)
-    found = scanner.word(";]")
-    if not found:
-        raise scanner.error("a value is needed")
+def _single_value(scanner: _Scanner, stops: str) -> str:
+    found = scanner.quoted()
+    if found is None:
+        found = scanner.word(stops)
+        if not found:
+            raise scanner.error("a value is needed")
     return found

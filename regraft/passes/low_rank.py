@@ -1,7 +1,10 @@
 """The pass `low-rank`: a dense linear layer becomes two thin factors."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
+
+import torch
 
 from regraft.errors import OptionError
 from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
@@ -59,7 +62,7 @@ class LowRank(SitePass[LinearSite, LowRankPlan]):
             raise OptionError(f"low-rank: energy must be above 0 and below 1; got {self.energy}")
         if self.rank is not None and self.energy is not None:
             raise OptionError(f"low-rank: rank={self.rank} and energy={self.energy} exclude each other; give one")
-        if not self.ridge >= 0:
+        if not 0 <= self.ridge < math.inf:
             raise OptionError(f"low-rank: ridge must be at least 0; got {self.ridge}")
         check_patterns(self.name, (*self.targets, *self.exclude))
 
@@ -78,15 +81,13 @@ class LowRank(SitePass[LinearSite, LowRankPlan]):
 
     def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> LowRankPlan | Reject:
         """Choose the rank, refuse one that does not make the layer smaller, and factorize."""
+        problem = _not_finite(site, statistics)
+        if problem:
+            return Reject(problem)
         rank = self._rank(site, statistics)
-        if rank < 1:
-            return Reject(f"keep={self.keep} leaves rank 0 for the {site.shape} layer")
-        if rank >= site.break_even_rank and self.rank is not None:
-            return Reject(
-                f"rank must be below {site.break_even_rank} for a {site.shape} layer to get smaller; got {rank}"
-            )
-        if rank >= site.break_even_rank:
-            return Reject(f"rank {rank} would not be smaller than the dense {site.shape} layer")
+        problem = self._rank_problem(site, rank)
+        if problem:
+            return Reject(problem)
         factors = self._factorize(site, rank, statistics)
         width = site.in_features + site.out_features
         elements = rank * width + (0 if factors.bias is None else site.out_features)
@@ -108,6 +109,15 @@ class LowRank(SitePass[LinearSite, LowRankPlan]):
         bias = site.bias_value if keeps_bias else factors.bias
         graph.replace(site, lowrank_linear.op, {"down": factors.down, "up": factors.up, "bias": bias})
 
+    def _rank_problem(self, site: LinearSite, rank: int) -> str:
+        if rank < 1:
+            return f"keep={self.keep} leaves rank 0 for the {site.shape} layer"
+        if rank < site.break_even_rank:
+            return ""
+        if self.rank is None:
+            return f"rank {rank} would not be smaller than the dense {site.shape} layer"
+        return f"rank must be below {site.break_even_rank} for a {site.shape} layer to get smaller; got {rank}"
+
     def _rank(self, site: LinearSite, statistics: SiteStatistics | None) -> int:
         if self.rank is not None:
             return self.rank
@@ -124,3 +134,11 @@ class LowRank(SitePass[LinearSite, LowRankPlan]):
         return lowrank.output_projection(
             site.weight, rank, statistics.moments, site.bias, centred=self.centred, ridge=self.ridge
         )
+
+
+def _not_finite(site: LinearSite, statistics: SiteStatistics | None) -> str:
+    if not bool(torch.isfinite(site.weight).all()):
+        return "its weight holds numbers that are not finite"
+    if statistics is not None and not bool(torch.isfinite(statistics.moments.second).all()):
+        return "its calibration inputs hold numbers that are not finite"
+    return ""
