@@ -3,7 +3,8 @@
 passes  := pass ("," pass)*
 pass    := name [ "{" [ option ("," option)* ] "}" ]
 option  := key "=" value
-value   := quoted | "[" value (";" value)* "]" | text without , { } [ ] and quotes at its start
+value   := quoted | "[" item (";" item)* "]" | text without , { } that begins with neither [ nor a quote
+item    := quoted | text without ; ] that begins with no quote
 quoted  := text between two " or two ', in which that quote stands twice for itself
 """
 
