@@ -4,7 +4,7 @@ A `Builder` is an interpreter of those operations: over torch tensors (eager, th
 ONNX function, over a TVM program. Extents are static numbers or taken from operands; nothing depends on data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 V = TypeVar("V")
@@ -78,6 +78,18 @@ class Builder(Protocol[V]):
         """Convert to the element type of another operand."""
         ...
 
+    def widen(self, x: V) -> V:
+        """Convert to single precision, for steps that half precision cannot hold; double precision may stay."""
+        ...
+
+    def straight_through(self, value: V, smooth: Callable[[], V]) -> V:
+        """`value` as it is, with the derivative of `smooth`, which is called only where derivatives are taken.
+
+        For steps that round, whose own derivative is zero almost everywhere.
+        Source: Bengio et al. 2013, arXiv:1308.3432.
+        """
+        ...
+
     def scalar(self, value: float, like: V) -> V:
         """A constant of rank 0 with the element type of `like`."""
         ...
@@ -89,6 +101,7 @@ class Builder(Protocol[V]):
     # Reductions, kept dims
     def reduce_sum(self, x: V, axis: int) -> V: ...
     def reduce_max(self, x: V, axis: int) -> V: ...
+    def reduce_min(self, x: V, axis: int) -> V: ...
     def reduce_mean(self, x: V, axis: int) -> V: ...
     def softmax(self, x: V, axis: int) -> V: ...
 
@@ -121,6 +134,13 @@ class Builder(Protocol[V]):
 
     def gather(self, x: V, indices: V, axis: int) -> V:
         """Pick along an axis by a 1-D int64 operand."""
+        ...
+
+    def scatter(self, x: V, indices: V, updates: V) -> V:
+        """x with `updates` written at the int64 places `indices` along the last dim; the places must differ.
+
+        Both have one shape; their leading dims are those of x.
+        """
         ...
 
     def top_k(self, x: V, k: int) -> tuple[V, V]:

@@ -1,11 +1,12 @@
 """The core operations on torch tensors: an op's eager meaning and, in float64, its oracle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from regraft.errors import InputError
+from regraft.ops._integer import linear_integer
 from regraft.ops._op import Op
 
 
@@ -19,9 +20,11 @@ class TorchBuilder:
         return torch.matmul(a, b)
 
     def linear_integer(self, x: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
-        return torch.matmul(x.to(torch.int32) - zero_point.to(torch.int32), weight.to(torch.int32).t())
+        return linear_integer(x, weight, zero_point)
 
     def dynamic_quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if x.numel() == 0:
+            return x.to(torch.uint8), x.new_ones(()), torch.zeros((), dtype=torch.uint8, device=x.device)
         low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
         scale = (high - low) / 255
         # Nothing but zeros has no range; any scale represents it.
@@ -93,6 +96,15 @@ class TorchBuilder:
     def cast_like(self, x: Tensor, like: Tensor) -> Tensor:
         return x.to(like.dtype)
 
+    def widen(self, x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 else x.float()
+
+    def straight_through(self, value: Tensor, smooth: Callable[[], Tensor]) -> Tensor:
+        if not torch.is_grad_enabled():
+            return value
+        slope = smooth()
+        return value.detach() + (slope - slope.detach())
+
     def scalar(self, value: float, like: Tensor) -> Tensor:
         return torch.full((), value, dtype=like.dtype, device=like.device)
 
@@ -104,6 +116,9 @@ class TorchBuilder:
 
     def reduce_max(self, x: Tensor, axis: int) -> Tensor:
         return x.amax(dim=axis, keepdim=True)
+
+    def reduce_min(self, x: Tensor, axis: int) -> Tensor:
+        return x.amin(dim=axis, keepdim=True)
 
     def reduce_mean(self, x: Tensor, axis: int) -> Tensor:
         return x.mean(dim=axis, keepdim=True)
@@ -137,6 +152,9 @@ class TorchBuilder:
 
     def gather(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:
         return torch.index_select(x, axis, indices)
+
+    def scatter(self, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+        return torch.scatter(x, -1, indices, updates)
 
     def top_k(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, places = torch.topk(x, k, dim=-1)

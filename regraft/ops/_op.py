@@ -77,8 +77,9 @@ class Op:
             are attributes.
         cost: as `infer`, returns an OpCost.
         examples: what the conformance test runs.
-        linear_weights: operands that `decompose` uses only as the weight of `Builder.linear`: a backend may store them
-            transposed.
+        linear_weights: operands that `decompose` uses only as the weight of `Builder.linear` or `linear_integer`, or
+            turned by `swap_last`: a backend may store them transposed.
+        smooth: whether its derivatives are those of its values; not where it rounds and they are straight-through.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Op:
     cost: Callable[..., OpCost]
     examples: tuple[Example, ...]
     linear_weights: tuple[str, ...] = ()
+    smooth: bool = True
 
     @cached_property
     def operands(self) -> tuple[Operand, ...]:
