@@ -31,6 +31,7 @@ class Entry:
         op: name of the op that was inserted ("lowrank_linear").
         removed: keys of the nodes that the rewrite covered.
         output: key of the value that the new node computes; the same before and after.
+        pass_place: number of the pass in `Ledger.passes`, from 0; None when it is not known.
     """
 
     pass_name: str
@@ -47,6 +48,7 @@ class Entry:
     op: str = ""
     removed: tuple[str, ...] = ()
     output: str = ""
+    pass_place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,8 @@ def _entry_lines(entries: list[Entry]) -> list[str]:
 def pass_lines(ledger: Ledger) -> list[str]:
     """Return the lines of the passes: what each did in total, how long it took, and its notes."""
     lines: list[str] = []
-    for record in ledger.passes:
-        mine = [entry.status for entry in ledger.entries if entry.pass_name == record.name]
+    for place, record in enumerate(ledger.passes):
+        mine = [entry.status for entry in ledger.entries if _belongs(entry, place, record)]
         counts = ", ".join(
             f"{mine.count(status)} {status}" for status in ("rewritten", "kept", "rolled back") if status in mine
         )
@@ -173,3 +175,7 @@ def pass_lines(ledger: Ledger) -> list[str]:
         lines.append(f"{record.spelling}: {counts or 'nothing to do'} in {record.seconds:.1f} s{error}")
         lines.extend(f"{record.name}: {note}" for note in record.notes)
     return lines
+
+
+def _belongs(entry: Entry, place: int, record: PassRecord) -> bool:
+    return entry.pass_name == record.name and entry.pass_place in (None, place)

@@ -162,6 +162,18 @@ def output_error(weight: Tensor, factors: Factors, moments: Moments, bias: Tenso
     return _relative(tail, _power(w, moments.gram))
 
 
+def sample_error(weight: Tensor, factors: Factors, x: Tensor, bias: Tensor | None = None) -> float:
+    """Return ‖y - ŷ‖ / ‖W x‖ on given rows x [rows, in], in float64."""
+    rows = x.double()
+    product = rows @ weight.double().t()
+    difference = product - (rows @ factors.down.double().t()) @ factors.up.double().t()
+    if bias is not None:
+        difference += bias.double()
+    if factors.bias is not None:
+        difference -= factors.bias.double()
+    return _relative(float(difference.square().sum()), float(product.square().sum()))
+
+
 def _input_moment(moments: Moments, centred: bool, ridge: float) -> Tensor:
     moment = moments.covariance if centred else moments.gram
     if ridge > 0:

@@ -120,16 +120,23 @@ def _broken(question: Question, error: Exception) -> SiteCheck:
 
 
 def _groups(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """Runs of sites that can be evaluated together: one kind of rows an input, nested bodies alone."""
+    """Runs of sites that can be evaluated together: one kind of rows an input, nested bodies alone.
+
+    A site that reads what another one computes is not evaluated with it: given rows would stand in for the result.
+    """
     group: list[Question] = []
     kinds: dict[str, str] = {}
+    results: set[str] = set()
     for question in questions:
-        clash = kinds.get(question.site.input, question.rows_from) != question.rows_from
-        if group and (clash or len(group) == TOGETHER or question.site.nested or group[-1].site.nested):
+        site = question.site
+        clash = kinds.get(site.input, question.rows_from) != question.rows_from
+        chained = site.input in results or site.output in kinds
+        if group and (clash or chained or len(group) == TOGETHER or site.nested or group[-1].site.nested):
             yield group
-            group, kinds = [], {}
+            group, kinds, results = [], {}, set()
         group.append(question)
-        kinds[question.site.input] = question.rows_from
+        kinds[site.input] = question.rows_from
+        results.add(site.output)
     if group:
         yield group
 
@@ -144,11 +151,24 @@ def _rows(question: Question, seed: int) -> Tensor:
 
 
 def _answer(question: Question, given: Tensor, rewritten: Tensor) -> SiteCheck:
-    site = question.site
+    site, allowed = question.site, question.plan.announced_error * SLACK
     rows = given.reshape(-1, site.in_features)
-    error = _site_error(site, rows, rewritten.reshape(-1, site.out_features))
-    rounding = ROUNDING.get(dtype_name(rows.dtype), 1e-4)
-    return SiteCheck(error, question.plan.announced_error * SLACK + rounding, question.rows_from)
+    wanted = site.reference(rows)
+    if rewritten.shape[-1:] != wanted.shape[-1:] or rewritten.numel() != wanted.numel():
+        needed = [*given.shape[:-1], site.out_features]
+        return SiteCheck(math.inf, allowed, question.rows_from, f"its result is {list(rewritten.shape)}, not {needed}")
+    product = wanted if site.bias is None else wanted - site.bias.double()
+    size = float(product.norm())
+    error = _distance(wanted, rewritten.reshape(wanted.shape)) / (size or 1.0)
+    # Results are rounded relative to themselves, bias included, which may be larger than the product.
+    scale = max(1.0, float(wanted.norm()) / size) if size > 0 else 1.0
+    return SiteCheck(error, allowed + ROUNDING.get(dtype_name(rows.dtype), 1e-4) * scale, question.rows_from)
+
+
+def _distance(wanted: Tensor, rewritten: Tensor) -> float:
+    """‖y - ŷ‖; infinite when it is not a number."""
+    difference = float((wanted - rewritten.double().to(wanted.device)).norm())
+    return difference if math.isfinite(difference) else math.inf
 
 
 def model_error(original: Sequence[Outputs], rewritten: Sequence[Outputs]) -> float:
@@ -177,16 +197,6 @@ def _relative_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     if not math.isfinite(difference):
         return math.inf
     return (difference / total) ** 0.5 if total > 0 else (0.0 if difference == 0 else math.inf)
-
-
-def _site_error(site: LinearSite, rows: Tensor, rewritten: Tensor) -> float:
-    wanted = site.reference(rows)
-    product = wanted if site.bias is None else wanted - site.bias.double()
-    difference = float((wanted - rewritten.double().to(wanted.device)).norm())
-    total = float(product.norm())
-    if not math.isfinite(difference):
-        return math.inf
-    return difference / total if total > 0 else difference
 
 
 def _with_rank(rows: Tensor, rank: int | None) -> Tensor:

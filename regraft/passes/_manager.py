@@ -11,12 +11,9 @@ graph as it was before the pass.
 
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-from torch import Tensor
 
 from regraft.errors import (
     BudgetError,
@@ -27,15 +24,16 @@ from regraft.errors import (
     RegraftWarning,
     VerificationError,
 )
-from regraft.graph import Graph, LinearSite, NearMiss
+from regraft.graph import Graph, LinearSite
 from regraft.graph.graph import Outputs
-from regraft.ledger import Entry, Ledger, PassRecord
+from regraft.ledger import Ledger, PassRecord
 from regraft.passes._budget import Gate
-from regraft.passes._check import Question, SiteCheck, check_sites, model_error
+from regraft.passes._check import Question, check_sites, model_error
 from regraft.passes._instruments import Instrument
 from regraft.passes._order import order_passes
-from regraft.passes._pass import Plan, Reject
+from regraft.passes._pass import Reject
 from regraft.passes._registry import AnyPass, spelling
+from regraft.passes._run import Candidate, PassRun
 from regraft.passes._statistics import SiteStatistics, collect
 
 OnViolation = Literal["rollback", "raise", "warn"]
@@ -72,37 +70,6 @@ class Settings:
     instruments: Sequence[Instrument] = ()
 
 
-@dataclass(eq=False)
-class _Candidate:
-    """A planned site on its way into the graph."""
-
-    site: LinearSite
-    plan: Plan
-    check: SiteCheck | None = None
-    lost: str = ""
-
-
-@dataclass
-class _PassRun:
-    """What is known of one pass while it runs."""
-
-    item: AnyPass
-    before: Graph
-    statistics: dict[str, SiteStatistics] = field(default_factory=dict[str, SiteStatistics])
-    candidates: list[_Candidate] = field(default_factory=list[_Candidate])
-    rejected: list[tuple[LinearSite, str]] = field(default_factory=list[tuple[LinearSite, str]])
-    misses: list[NearMiss] = field(default_factory=list[NearMiss])
-    order: dict[str, int] = field(default_factory=dict[str, int])
-    notes: list[str] = field(default_factory=list[str])
-
-    @property
-    def standing(self) -> list[_Candidate]:
-        return [candidate for candidate in self.candidates if not candidate.lost]
-
-    def of(self, site: LinearSite) -> SiteStatistics | None:
-        return self.statistics.get(site.input)
-
-
 def run_passes(graph: Graph, passes: Sequence[AnyPass], settings: Settings) -> tuple[Graph, Ledger]:
     """Return the rewritten graph and the ledger; `graph` itself is not changed.
 
@@ -111,6 +78,8 @@ def run_passes(graph: Graph, passes: Sequence[AnyPass], settings: Settings) -> t
         NoMatchError: when a pass rewrites nothing and `strict` is set.
         VerificationError, BudgetError: when `on_violation` is "raise".
     """
+    if isinstance(settings.calibration, Iterator):  # every pass iterates it anew
+        settings = replace(settings, calibration=list(settings.calibration))
     return _Manager(settings, [graph.run(batch)[0] for batch in settings.probes]).run(graph, order_passes(passes))
 
 
@@ -126,35 +95,37 @@ class _Manager:
             for instrument in self.settings.instruments:
                 instrument.before_pass(place, text, graph)
             try:
-                rewritten = self._run_pass(item, text, graph)
+                rewritten = self._run_pass(PassRun(item, place, text, graph))
             except RegraftError:
                 raise
             except Exception as error:  # whatever a pass raises is shown to the instruments, then handed on
-                for instrument in self.settings.instruments:
-                    instrument.on_crash(place, text, graph, error)
+                self._crashed(place, text, graph, error)
                 raise
             for instrument in self.settings.instruments:
                 instrument.after_pass(place, text, rewritten, rewritten is not graph)
             graph = rewritten
         return graph, self.ledger
 
-    def _run_pass(self, item: AnyPass, text: str, before: Graph) -> Graph:
+    def _run_pass(self, run: PassRun) -> Graph:
         begin = time.perf_counter()
-        run = _PassRun(item, before)
         self._plan(run)
-        graph = self._build_checked(run) if run.candidates else before
-        if run.candidates:
-            graph = self._within_budget(run, graph)
-        self._write_entries(run)
-        error = self._error_of(graph)
-        self.ledger.passes.append(PassRecord(item.name, text, time.perf_counter() - begin, error, tuple(run.notes)))
-        if not run.candidates:
-            message = _nothing_to_do(run)
-            if self.settings.strict:
-                raise NoMatchError(message, hint=f"`regraft explain MODEL {item.name}` lists every reason")
+        nothing = "" if run.candidates else run.nothing_to_do()
+        if nothing:
+            run.notes.append(nothing)
+        graph = self._within_budget(run, self._build_checked(run)) if run.candidates else run.before
+        self.ledger.entries.extend(run.entries())
+        error, seconds = self._error_of(graph), time.perf_counter() - begin
+        self.ledger.passes.append(PassRecord(run.item.name, run.text, seconds, error, tuple(run.notes)))
+        if nothing and self.settings.strict:
+            hint = f"`regraft explain MODEL {run.item.name}` lists every reason"
+            raise NoMatchError(f"{run.item.name}: {nothing}", hint=hint)
         return graph
 
-    def _plan(self, run: _PassRun) -> None:
+    def _crashed(self, place: int, text: str, graph: Graph, error: Exception) -> None:
+        for instrument in self.settings.instruments:
+            instrument.on_crash(place, text, graph, error)
+
+    def _plan(self, run: PassRun) -> None:
         sites, run.misses = run.item.find(run.before)
         run.order = {site.name: place for place, site in enumerate(sites)}
         wanted: list[LinearSite] = []
@@ -171,11 +142,11 @@ class _Manager:
             if isinstance(outcome, Reject):
                 run.rejected.append((site, outcome.reason))
             else:
-                run.candidates.append(_Candidate(site, outcome))
+                run.candidates.append(Candidate(site, outcome))
         if wanted:
             self.settings.report(f"{run.item.name}: plan", len(wanted), len(wanted))
 
-    def _statistics(self, run: _PassRun, wanted: Sequence[LinearSite]) -> dict[str, SiteStatistics]:
+    def _statistics(self, run: PassRun, wanted: Sequence[LinearSite]) -> dict[str, SiteStatistics]:
         batches = self.settings.calibration
         if batches is None and run.item.needs == "calibration":
             raise InputError(f"{run.item.name} needs calibration inputs; pass calibration=batches")
@@ -192,59 +163,97 @@ class _Manager:
             advance=lambda done: self.settings.report(stage, done, total),
         )
 
-    def _build(self, run: _PassRun, chosen: Sequence[_Candidate]) -> Graph:
-        graph = run.before.copy()
-        for candidate in chosen:
-            run.item.build(graph, candidate.site, candidate.plan)
-            graph.annotate(candidate.site.output, {"regraft.pass": run.item.name, "regraft.site": candidate.site.name})
-        graph.validate()
-        return graph
+    def _build(self, run: PassRun, chosen: Sequence[Candidate]) -> Graph:
+        """Write the chosen sites into a copy of the graph; one whose build fails is lost, and left out."""
+        while True:
+            graph = run.before.copy()
+            failed = next((candidate for candidate in chosen if not self._written(run, graph, candidate)), None)
+            if failed is None:
+                graph.validate()
+                return graph
+            chosen = [candidate for candidate in chosen if candidate is not failed]
 
-    def _build_checked(self, run: _PassRun) -> Graph:
+    def _written(self, run: PassRun, graph: Graph, candidate: Candidate) -> bool:
+        site = candidate.site
+        try:
+            run.item.build(graph, site, candidate.plan)
+            graph.annotate(site.output, {"regraft.pass": run.item.name, "regraft.site": site.name})
+        except Exception as error:  # one site that a pass cannot build must not take the others down with it
+            self._crashed(run.place, run.text, run.before, error)
+            what = f"build raised {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            candidate.lost = self._violated(VerificationError, run, what, site.name, can_stay=False, cause=error)
+        return not candidate.lost
+
+    def _build_checked(self, run: PassRun) -> Graph:
         try:
             graph = self._build(run, run.candidates)
         except GraphError as error:
-            reason = self._violated(VerificationError, run, f"the rewritten graph is not valid: {error}")
-            for candidate in run.candidates:
-                candidate.lost = reason or str(error)  # a broken graph cannot be kept, whatever was asked
+            what = f"the rewritten graph is not valid: {error}"
+            reason = self._violated(VerificationError, run, what, can_stay=False, cause=error)
+            for candidate in run.standing:
+                candidate.lost = reason
             return run.before
-        stage = f"{run.item.name}: check"
-        total = len(run.candidates)
-        questions = [Question(item.site, item.plan, _sample(run.of(item.site))) for item in run.candidates]
-        checks = check_sites(
-            graph, questions, self.settings.seed, lambda done: self.settings.report(stage, done, total)
-        )
-        for candidate, check in zip(run.candidates, checks, strict=True):
-            candidate.check = check
-            if not check.holds:
-                candidate.lost = self._violated(VerificationError, run, f"{candidate.site.name}: {check}")
-        if len(run.standing) == len(run.candidates):
+        built = run.standing
+        for candidate in built:
+            if not candidate.changed(run.before, graph):
+                what = "build changed nothing"
+                candidate.lost = self._violated(VerificationError, run, what, candidate.site.name, can_stay=False)
+        self._check(run, graph)
+        if len(run.standing) == len(built):
             return graph
         return self._build(run, run.standing) if run.standing else run.before
 
-    def _violated(self, error: type[RegraftError], run: _PassRun, what: str) -> str:
-        """Do what `on_violation` says; return the reason for a rollback, or "" when the violation is let pass."""
-        if self.settings.on_violation == "raise":
-            raise error(f"{run.item.name}: {what}")
-        if self.settings.on_violation == "warn":
-            warnings.warn(f"{run.item.name}: {what}; kept, as on_violation='warn' asks", RegraftWarning, stacklevel=2)
-            run.notes.append(f"{what}; kept, as on_violation='warn' asks")
-            return ""
-        return what.removeprefix(run.item.name)
+    def _check(self, run: PassRun, graph: Graph) -> None:
+        standing = run.standing
+        stage, total = f"{run.item.name}: check", len(standing)
+        questions = [Question(item.site, item.plan, run.sample(item.site)) for item in standing]
+        checks = check_sites(
+            graph, questions, self.settings.seed, lambda done: self.settings.report(stage, done, total)
+        )
+        for candidate, check in zip(standing, checks, strict=True):
+            candidate.check = check
+            if not check.holds:
+                candidate.lost = self._violated(VerificationError, run, str(check), candidate.site.name)
 
-    def _within_budget(self, run: _PassRun, graph: Graph) -> Graph:
-        for gate in self.settings.gates:
-            if not run.standing:
-                return run.before
-            found = gate.violation(graph)
-            if not found:
-                continue
+    def _violated(
+        self,
+        error: type[RegraftError],
+        run: PassRun,
+        what: str,
+        site: str = "",
+        *,
+        can_stay: bool = True,
+        cause: Exception | None = None,
+    ) -> str:
+        """Do what `on_violation` says; return the reason for a rollback, or "" when the violation is let pass."""
+        told = f"{site}: {what}" if site else what
+        if self.settings.on_violation == "raise":
+            raise error(f"{run.item.name}: {told}") from cause
+        if self.settings.on_violation == "rollback":
+            return what
+        told += "; kept, as on_violation='warn' asks" if can_stay else "; taken back, for it cannot be kept"
+        warnings.warn(f"{run.item.name}: {told}", RegraftWarning, stacklevel=2)
+        run.notes.append(told)
+        return "" if can_stay else what
+
+    def _within_budget(self, run: PassRun, graph: Graph) -> Graph:
+        waived: set[int] = set()  # by place: two gates may be equal
+        settled = -1  # known to hold on this very graph
+        while run.standing:
+            # Fewer sites for one gate may break another, hence all of them anew.
+            gates = [(place, gate) for place, gate in enumerate(self.settings.gates) if place not in {*waived, settled}]
+            broken = next(((place, gate, found) for place, gate in gates if (found := gate.violation(graph))), None)
+            if broken is None:
+                return graph
+            place, gate, found = broken
             reason = self._violated(BudgetError, run, f"budget {found}")
             if reason:
-                graph = self._shrink(run, gate, reason)
-        return graph
+                graph, settled = self._shrink(run, gate, reason), place
+            else:
+                waived.add(place)
+        return run.before
 
-    def _shrink(self, run: _PassRun, gate: Gate, reason: str) -> Graph:
+    def _shrink(self, run: PassRun, gate: Gate, reason: str) -> Graph:
         """Keep the most faithful sites, as many as the gate allows: bisection over sites ordered by error."""
         ranked = sorted(run.standing, key=lambda item: item.check.error if item.check else 0.0)
         fits, fails = 0, len(ranked)
@@ -266,45 +275,3 @@ class _Manager:
         if not self.reference:
             return None
         return model_error(self.reference, [graph.run(batch)[0] for batch in self.settings.probes])
-
-    def _write_entries(self, run: _PassRun) -> None:
-        entries = [
-            Entry(run.item.name, site.name, "kept", site.describe(), "", reason) for site, reason in run.rejected
-        ]
-        entries += [_entry(run.item.name, candidate) for candidate in run.candidates]
-        self.ledger.entries.extend(sorted(entries, key=lambda entry: run.order[entry.site]))
-
-
-def _sample(statistics: SiteStatistics | None) -> Tensor | None:
-    return None if statistics is None else statistics.sample
-
-
-def _entry(pass_name: str, candidate: _Candidate) -> Entry:
-    site, plan, check = candidate.site, candidate.plan, candidate.check
-    return Entry(
-        pass_name=pass_name,
-        site=site.name,
-        status="rolled back" if candidate.lost else "rewritten",
-        before=site.describe(),
-        after=plan.after,
-        reason=candidate.lost,
-        announced_error=plan.announced_error,
-        measured_error=None if check is None else check.error,
-        checked_on="" if check is None else check.rows,
-        bytes_before=site.bytes,
-        bytes_after=plan.bytes_after,
-        op=plan.op,
-        removed=tuple(site.nodes),
-        output=site.output,
-    )
-
-
-def _nothing_to_do(run: _PassRun) -> str:
-    reasons = Counter(reason for _, reason in run.rejected)
-    if not reasons:
-        found = Counter(miss.reason for miss in run.misses).most_common(3)
-        near = "; ".join(f"{reason} ({count}x)" for reason, count in found)
-        return f"{run.item.name}: no site in {run.before.name}" + (f"; nearest: {near}" if near else "")
-    listed = "; ".join(f"{reason} ({count}x)" for reason, count in reasons.most_common(4))
-    more = f"; and {len(reasons) - 4} more reasons" if len(reasons) > 4 else ""
-    return f"{run.item.name}: none of {len(run.rejected)} layers in {run.before.name} can be rewritten: {listed}{more}"

@@ -43,7 +43,8 @@ class SiteStatistics:
         if not len(rows):
             return sample
         numbers = torch.arange(seen, seen + len(rows))
-        places = (torch.rand(len(rows), generator=self.generator) * (numbers + 1)).long()
+        drawn = torch.rand(len(rows), generator=self.generator, dtype=torch.float64)
+        places = (drawn * (numbers + 1)).long()
         hits = places < SAMPLE_ROWS
         sample = sample.clone()
         for place, row in zip(places[hits].tolist(), rows[hits.to(rows.device)], strict=True):

@@ -96,7 +96,7 @@ class LowRank(SitePass[LinearSite, LowRankPlan]):
         return LowRankPlan(
             op=lowrank_linear.op.name,
             after=f"rank {rank}",
-            announced_error=factors.error,
+            announced_error=_announced(site, factors, statistics),
             announced_on="isotropic" if statistics is None else "calibration",
             bytes_after=elements * site.weight.element_size(),
             factors=factors,
@@ -134,6 +134,16 @@ class LowRank(SitePass[LinearSite, LowRankPlan]):
         return lowrank.output_projection(
             site.weight, rank, statistics.moments, site.bias, centred=self.centred, ridge=self.ridge
         )
+
+
+def _announced(site: LinearSite, factors: lowrank.Factors, statistics: SiteStatistics | None) -> float:
+    """The error over all calibration rows, or on the sample that the layer is checked on, whichever is larger.
+
+    A few rows of huge activations can dominate the former and be absent from the latter.
+    """
+    if statistics is None:
+        return factors.error
+    return max(factors.error, lowrank.sample_error(site.weight, factors, statistics.sample, site.bias))
 
 
 def _not_finite(site: LinearSite, statistics: SiteStatistics | None) -> str:

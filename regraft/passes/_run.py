@@ -1,0 +1,121 @@
+"""What is known of one pass while the manager runs it, and what the ledger says of it afterwards."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from regraft.graph import Graph, LinearSite, NearMiss, Node
+from regraft.ledger import Entry
+from regraft.passes._check import SiteCheck
+from regraft.passes._pass import Plan
+from regraft.passes._registry import AnyPass
+from regraft.passes._statistics import SiteStatistics
+
+MOST_REASONS = 4
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A planned site on its way into the graph.
+
+    Attributes:
+        lost: why it was taken back, or "".
+    """
+
+    site: LinearSite
+    plan: Plan
+    check: SiteCheck | None = None
+    lost: str = ""
+
+    def changed(self, before: Graph, after: Graph) -> bool:
+        """Whether anything else than before computes the site's output."""
+        return _program(before.value(self.site.output).producer) != _program(after.value(self.site.output).producer)
+
+
+@dataclass
+class PassRun:
+    """One pass at work.
+
+    Attributes:
+        place: number of the pass, from 0.
+        text: the pass with its options, as the command line spells it.
+        before: the graph that it was given.
+        rejected: sites that it refused, with the reasons.
+        order: places of the sites in the graph, by name.
+    """
+
+    item: AnyPass
+    place: int
+    text: str
+    before: Graph
+    statistics: dict[str, SiteStatistics] = field(default_factory=dict[str, SiteStatistics])
+    candidates: list[Candidate] = field(default_factory=list[Candidate])
+    rejected: list[tuple[LinearSite, str]] = field(default_factory=list[tuple[LinearSite, str]])
+    misses: list[NearMiss] = field(default_factory=list[NearMiss])
+    order: dict[str, int] = field(default_factory=dict[str, int])
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def standing(self) -> list[Candidate]:
+        """Candidates that were not taken back."""
+        return [candidate for candidate in self.candidates if not candidate.lost]
+
+    def of(self, site: LinearSite) -> SiteStatistics | None:
+        """Return the statistics of a site's input, if there are any."""
+        return self.statistics.get(site.input)
+
+    def sample(self, site: LinearSite) -> Tensor | None:
+        """Return calibration rows of a site's input, if there are any."""
+        statistics = self.of(site)
+        return None if statistics is None else statistics.sample
+
+    def entries(self) -> list[Entry]:
+        """Return what became of every site, in graph order."""
+        entries = [
+            Entry(self.item.name, site.name, "kept", site.describe(), "", reason, pass_place=self.place)
+            for site, reason in self.rejected
+        ]
+        entries += [_entry(self, candidate) for candidate in self.candidates]
+        return sorted(entries, key=lambda entry: self.order[entry.site])
+
+    def nothing_to_do(self) -> str:
+        """Return why no site can be rewritten, the most frequent reasons first."""
+        reasons = Counter(reason for _, reason in self.rejected)
+        if not reasons:
+            found = Counter(miss.reason for miss in self.misses).most_common(MOST_REASONS - 1)
+            near = "; ".join(f"{reason} ({count}x)" for reason, count in found)
+            return f"no site in {self.before.name}" + (f"; nearest: {near}" if near else "")
+        listed = "; ".join(f"{reason} ({count}x)" for reason, count in reasons.most_common(MOST_REASONS))
+        left = len(reasons) - MOST_REASONS
+        more = f"; and {left} more reasons" if left > 0 else ""
+        return f"none of {len(self.rejected)} layers in {self.before.name} can be rewritten: {listed}{more}"
+
+
+def _entry(run: PassRun, candidate: Candidate) -> Entry:
+    site, plan, check = candidate.site, candidate.plan, candidate.check
+    return Entry(
+        pass_name=run.item.name,
+        site=site.name,
+        status="rolled back" if candidate.lost else "rewritten",
+        before=site.describe(),
+        after=plan.after,
+        reason=candidate.lost,
+        announced_error=plan.announced_error,
+        measured_error=None if check is None else check.error,
+        checked_on="" if check is None else check.rows,
+        bytes_before=site.bytes,
+        bytes_after=plan.bytes_after,
+        op=plan.op,
+        removed=tuple(site.nodes),
+        output=site.output,
+        pass_place=run.place,
+    )
+
+
+def _program(node: Node | None) -> object:
+    """What a node computes: operation, operands and attributes."""
+    if node is None:
+        return None
+    operands = [None if value is None else value.key for value in node.inputs]
+    return node.op, operands, dict(node.attributes)
