@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pkgutil import iter_modules
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 
 from regraft.cli import commands
 from regraft.cli._text import one_line
-from regraft.errors import RegraftError, RegraftWarning
+from regraft.errors import RegraftError, RegraftWarning, UnknownNameError
 
 TRACEBACK_VARIABLE = "REGRAFT_TRACEBACK"
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
@@ -32,9 +33,16 @@ class Commands(TyperGroup):
         return sorted(module.name for module in iter_modules(commands.__path__) if not module.name.startswith("_"))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, or None when there is none of that name."""
-        if cmd_name not in self.list_commands(ctx):
-            return None
+        """Return a command.
+
+        Raises:
+            UnknownNameError: with the one that was meant, and those that there are.
+        """
+        known = self.list_commands(ctx)
+        if cmd_name not in known:
+            close = get_close_matches(cmd_name, known, n=1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UnknownNameError(f"regraft has no command {cmd_name!r}{meant}; it has: {', '.join(known)}")
         command = typer.main.get_command(import_module(f"{commands.__name__}.{cmd_name}").app)
         command.name = cmd_name
         return command
