@@ -58,6 +58,7 @@ def to_onnx(graph: FxGraph, opset: int = DEFAULT_OPSET) -> OnnxGraph:
     assert exported is not None, "the exporter returns a program unless it is given a file"
     model = exported.model
     _name_dims(model, graph.dim_names)
+    _carry_metadata(model, graph)
     attach_functions(model)
     return load(model)
 
@@ -131,6 +132,16 @@ def _registered(op: Op) -> onnx.defs.OpSchema:
     if not onnx.defs.has(op.onnx_name, domain=DOMAIN):
         onnx.defs.register_schema(schema)
     return schema
+
+
+def _carry_metadata(model: ir.Model, graph: FxGraph) -> None:
+    """Say of structured nodes which pass made them, and say nothing of the files of the machine that exported."""
+    made = [node for node in graph.nodes() if node.op in all_ops()]
+    written = [node for node in model.graph if node.domain == DOMAIN]
+    for ours, theirs in zip(made, written, strict=True):
+        theirs.metadata_props.update(ours.metadata)
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def _name_dims(model: ir.Model, names: Mapping[str, str]) -> None:
