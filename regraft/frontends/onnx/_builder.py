@@ -5,7 +5,7 @@ is no CastLike: then a constant of "the type of that operand" is written in the 
 call, so that the body holds for that type alone (`OnnxBuilder.is_typed` says so).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,12 +27,14 @@ class Sym:
 
     Attributes:
         value: the native value.
-        dtype: its element type by name at this call; None when unknown.
+        dtype: its element type by name; None when unknown.
+        is_fixed: whether it has that type at every call, and not only at the one that the function is made for.
         stored_transposed: whether it holds the transpose of what it stands for (the weight of a linear layer).
     """
 
     value: ir.Value
     dtype: str | None
+    is_fixed: bool = False
     stored_transposed: bool = False
 
 
@@ -46,15 +48,22 @@ class OnnxBuilder:
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
     def linear(self, x: Sym, weight: Sym) -> Sym:
-        turned = weight.value if weight.stored_transposed else self._node("Transpose", [weight.value], perm=[1, 0])
-        return self._like(x, "MatMul", x, Sym(turned, weight.dtype))
+        return self._result(x, "MatMul", [self._plain(x), self._right(weight)])
 
     def matmul(self, a: Sym, b: Sym) -> Sym:
         return self._like(a, "MatMul", a, b)
 
-    def matmul_integer(self, a: Sym, b: Sym, a_zero_point: int) -> Sym:
-        zero = self._constant(np.asarray(a_zero_point, np.uint8))
-        return Sym(self._node("MatMulInteger", [self._plain(a), self._plain(b), zero]), "int32")
+    def linear_integer(self, x: Sym, weight: Sym, zero_point: Sym) -> Sym:
+        operands = [self._plain(x), self._right(weight), self._plain(zero_point)]
+        return Sym(self._node("MatMulInteger", operands), "int32", is_fixed=True)
+
+    def dynamic_quantize(self, x: Sym) -> tuple[Sym, Sym, Sym]:
+        is_single = x.is_fixed and x.dtype == "float32"
+        single = x if is_single else self.cast(x, "float32")  # the only type that the operator takes
+        codes, scale, zero = self._nodes("DynamicQuantizeLinear", [self._plain(single)], 3)
+        step = Sym(scale, "float32", is_fixed=True)
+        step = step if is_single else self.cast_like(step, x)
+        return Sym(codes, "uint8", is_fixed=True), step, Sym(zero, "uint8", is_fixed=True)
 
     def add(self, a: Sym, b: Sym) -> Sym:
         return self._like(a, "Add", a, b)
@@ -101,90 +110,130 @@ class OnnxBuilder:
     def round(self, x: Sym) -> Sym:
         return self._like(x, "Round", x)
 
+    def floor_div(self, x: Sym, divisor: int) -> Sym:
+        return self._like(x, "Div", x, self.scalar(divisor, x))
+
+    def modulo(self, x: Sym, divisor: int) -> Sym:
+        return self._like(x, "Mod", x, self.scalar(divisor, x))
+
     def equal(self, a: Sym, b: Sym) -> Sym:
-        return Sym(self._node("Equal", [self._plain(a), self._plain(b)]), "bool")
+        return Sym(self._node("Equal", [self._plain(a), self._plain(b)]), "bool", is_fixed=True)
 
     def where(self, condition: Sym, a: Sym, b: Sym) -> Sym:
         return self._like(a, "Where", condition, a, b)
 
     def cast(self, x: Sym, dtype: str) -> Sym:
-        return Sym(self._node("Cast", [self._plain(x)], to=int(onnx_dtype(dtype))), dtype)
+        return Sym(self._node("Cast", [self._plain(x)], to=int(onnx_dtype(dtype))), dtype, is_fixed=True)
 
     def cast_like(self, x: Sym, like: Sym) -> Sym:
+        if like.is_fixed and like.dtype is not None:
+            return self.cast(x, like.dtype)
         if self.opset >= _CAST_LIKE_SINCE:
-            return Sym(self._node("CastLike", [self._plain(x), like.value]), like.dtype)
+            return self._result(like, "CastLike", [self._plain(x), like.value])
         return self.cast(x, self._typed(like))
 
+    def widen(self, x: Sym) -> Sym:
+        return x if x.is_fixed and x.dtype in ("float32", "float64") else self.cast(x, "float32")
+
+    def straight_through(self, value: Sym, smooth: Callable[[], Sym]) -> Sym:
+        del smooth  # for derivatives, which a file has not
+        return value
+
     def scalar(self, value: float, like: Sym) -> Sym:
-        if self.opset >= _CAST_LIKE_SINCE:
+        if self.opset >= _CAST_LIKE_SINCE and not like.is_fixed:
             # In double precision until the type is known, so that no digit is lost on the way to it.
             wide = self._constant(np.asarray(value, np.float64))
-            return Sym(self._node("CastLike", [wide, like.value]), like.dtype)
+            return self._result(like, "CastLike", [wide, like.value])
         dtype = self._typed(like)
-        return Sym(self._constant(np.asarray(value).astype(onnx_dtype(dtype).numpy())), dtype)
+        content = np.asarray(value).astype(onnx_dtype(dtype).numpy())
+        return Sym(self._constant(content), dtype, is_fixed=like.is_fixed)
+
+    def table(self, values: Sequence[float], dtype: str) -> Sym:
+        content = np.asarray(values).astype(onnx_dtype(dtype).numpy())
+        return Sym(self._constant(content), dtype, is_fixed=True)
 
     def reduce_sum(self, x: Sym, axis: int) -> Sym:
-        axes = self._integers([axis])  # an operand since opset 13
-        return Sym(self._node("ReduceSum", [self._plain(x), axes], keepdims=1), x.dtype)
+        # The axis is an operand since opset 13.
+        return self._result(x, "ReduceSum", [self._plain(x), self._integers([axis])], keepdims=1)
 
     def reduce_max(self, x: Sym, axis: int) -> Sym:
         return self._reduce("ReduceMax", x, axis)
+
+    def reduce_min(self, x: Sym, axis: int) -> Sym:
+        return self._reduce("ReduceMin", x, axis)
 
     def reduce_mean(self, x: Sym, axis: int) -> Sym:
         return self._reduce("ReduceMean", x, axis)
 
     def softmax(self, x: Sym, axis: int) -> Sym:
-        return Sym(self._node("Softmax", [self._plain(x)], axis=axis), x.dtype)
+        return self._result(x, "Softmax", [self._plain(x)], axis=axis)
 
     def swap_last(self, x: Sym) -> Sym:
-        return Sym(self._node("Transpose", [self._plain(x)], perm=[1, 0]), x.dtype)
+        return self._result(x, "Transpose", [self._plain(x)], perm=[1, 0])
 
     def permute(self, x: Sym, order: Sequence[int]) -> Sym:
         rank = len(order)
-        return Sym(self._node("Transpose", [self._plain(x)], perm=[axis % rank for axis in order]), x.dtype)
+        return self._result(x, "Transpose", [self._plain(x)], perm=[axis % rank for axis in order])
 
     def reshape(self, x: Sym, shape: Sequence[int]) -> Sym:
-        return Sym(self._node("Reshape", [self._plain(x), self._integers(shape)]), x.dtype)
+        return self._result(x, "Reshape", [self._plain(x), self._integers(shape)])
 
     def as_rows(self, x: Sym) -> Sym:
         shape = self._node("Concat", [self._integers([-1]), self._shape(x, -1, None)], axis=0)
-        return Sym(self._node("Reshape", [self._plain(x), shape]), x.dtype)
+        return self._result(x, "Reshape", [self._plain(x), shape])
 
     def like_rows_of(self, y: Sym, x: Sym) -> Sym:
         shape = self._node("Concat", [self._shape(x, 0, -1), self._shape(y, -1, None)], axis=0)
-        return Sym(self._node("Reshape", [self._plain(y), shape]), y.dtype)
+        return self._result(y, "Reshape", [self._plain(y), shape])
 
     def concat(self, parts: Sequence[Sym], axis: int) -> Sym:
-        return Sym(self._node("Concat", [self._plain(part) for part in parts], axis=axis), parts[0].dtype)
+        return self._result(parts[0], "Concat", [self._plain(part) for part in parts], axis=axis)
 
     def slice(self, x: Sym, axis: int, start: int, stop: int) -> Sym:
-        return Sym(self._slice(self._plain(x), start, stop, axis), x.dtype)
+        return Sym(self._slice(self._plain(x), start, stop, axis), x.dtype, x.is_fixed)
 
     def pad_last(self, x: Sym, count: int) -> Sym:
         if self.opset >= _PAD_AXES_SINCE:
             pads, axes = self._integers([0, count]), self._integers([-1])
-            return Sym(self._node("Pad", [self._plain(x), pads, None, axes]), x.dtype)
+            return self._result(x, "Pad", [self._plain(x), pads, None, axes])
         # Without axes, Pad needs the rank; zeros of the leading extents, appended, do not.
         shape = self._node("Concat", [self._shape(x, 0, -1), self._integers([count])], axis=0)
         zeros = self._node("Expand", [self.scalar(0.0, x).value, shape])
-        return Sym(self._node("Concat", [self._plain(x), zeros], axis=-1), x.dtype)
+        return self._result(x, "Concat", [self._plain(x), zeros], axis=-1)
 
     def gather(self, x: Sym, indices: Sym, axis: int) -> Sym:
-        return Sym(self._node("Gather", [self._plain(x), indices.value], axis=axis), x.dtype)
+        return self._result(x, "Gather", [self._plain(x), self._plain(indices)], axis=axis)
+
+    def scatter(self, x: Sym, indices: Sym, updates: Sym) -> Sym:
+        operands = [self._plain(x), self._plain(indices), self._plain(updates)]
+        return self._result(x, "ScatterElements", operands, axis=-1)
+
+    def top_k(self, x: Sym, k: int) -> tuple[Sym, Sym]:
+        values, places = self._nodes("TopK", [self._plain(x), self._integers([k])], 2, axis=-1)
+        return Sym(values, x.dtype, x.is_fixed), Sym(places, "int64", is_fixed=True)
 
     def result(self, x: Sym) -> ir.Value:
         """Return the value that the function returns; an operand that comes back as it was goes through Identity."""
         return self._node("Identity", [self._plain(x)]) if x.value.producer() is None else x.value
 
     def _like(self, result_of: Sym, op_type: str, *operands: Sym) -> Sym:
-        return Sym(self._node(op_type, [self._plain(operand) for operand in operands]), result_of.dtype)
+        return self._result(result_of, op_type, [self._plain(operand) for operand in operands])
+
+    def _result(self, like: Sym, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> Sym:
+        """The result of a node, of the same element type as `like`."""
+        return Sym(self._node(op_type, inputs, **attributes), like.dtype, like.is_fixed)
 
     def _plain(self, x: Sym) -> ir.Value:
         """The operand as the op means it: a weight that is stored transposed is turned back."""
         return self._node("Transpose", [x.value], perm=[1, 0]) if x.stored_transposed else x.value
 
+    def _right(self, weight: Sym) -> ir.Value:
+        """The transpose of a weight: the right operand of a product."""
+        return weight.value if weight.stored_transposed else self._node("Transpose", [weight.value], perm=[1, 0])
+
     def _typed(self, like: Sym) -> str:
-        self.is_typed = True
+        """The element type of an operand; the body then holds for that type alone."""
+        self.is_typed |= not like.is_fixed
         if like.dtype is None:
             raise DtypeError(
                 f"opset {self.opset} has no CastLike: the element type of {like.value.name} must be known",
@@ -194,8 +243,8 @@ class OnnxBuilder:
 
     def _reduce(self, op_type: str, x: Sym, axis: int) -> Sym:
         if self.opset >= _REDUCE_AXES_INPUT_SINCE:
-            return Sym(self._node(op_type, [self._plain(x), self._integers([axis])], keepdims=1), x.dtype)
-        return Sym(self._node(op_type, [self._plain(x)], axes=[axis], keepdims=1), x.dtype)
+            return self._result(x, op_type, [self._plain(x), self._integers([axis])], keepdims=1)
+        return self._result(x, op_type, [self._plain(x)], axes=[axis], keepdims=1)
 
     def _shape(self, x: Sym, start: int, stop: int | None) -> ir.Value:
         """Extents start:stop of x, as a 1-D operand."""
@@ -219,11 +268,19 @@ class OnnxBuilder:
         return self._constants[key]
 
     def _node(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
-        output = ir.Value(name=f"step{len(self.nodes)}")
-        self.nodes.append(ir.node(op_type, inputs, attributes or None, outputs=[output], name=f"n{len(self.nodes)}"))
-        return output
+        return self._nodes(op_type, inputs, 1, **attributes)[0]
+
+    def _nodes(
+        self, op_type: str, inputs: Sequence[ir.Value | None], count: int, **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Append a node; return its outputs."""
+        place = len(self.nodes)
+        names = [f"step{place}"] if count == 1 else [f"step{place}_{output}" for output in range(count)]
+        outputs = [ir.Value(name=name) for name in names]
+        self.nodes.append(ir.node(op_type, inputs, attributes or None, outputs=outputs, name=f"n{place}"))
+        return outputs
 
 
 def operand_syms(names: Sequence[str], dtypes: Mapping[str, str], transposed: Sequence[str]) -> list[Sym]:
     """Return one value an operand, to be inputs of a function."""
-    return [Sym(ir.Value(name=name), dtypes.get(name), name in transposed) for name in names]
+    return [Sym(ir.Value(name=name), dtypes.get(name), stored_transposed=name in transposed) for name in names]

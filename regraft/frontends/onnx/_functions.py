@@ -59,7 +59,8 @@ def function_for(
     result = builder.result(op.decompose(builder, *(by_name.get(operand.name) for operand in op.operands), **numbers))
     result.name = "y" if "y" not in by_name else "result"
     absent = frozenset(operand.name for operand in op.operands) - frozenset(names)
-    suffix = f"_{dtypes[names[0]]}" if builder.is_typed and dtypes else ""
+    typed_as = [dtypes.get(name, "") for name in names] if builder.is_typed and dtypes else []
+    suffix = "".join(f"_{label}" for label in typed_as)
     return ir.Function(
         domain=DOMAIN,
         name=function_stem(op, absent) + _attribute_suffix(numbers) + suffix,
