@@ -32,7 +32,7 @@ from regraft.graph.cost_types import OpCost
 from regraft.graph.snapshot import Snapshot, SnapshotNode
 from regraft.graph.types import TensorType
 
-__all__ = ["Cost", "CostAt", "Formula", "NodeCost", "estimate"]
+__all__ = ["Cost", "CostAt", "Formula", "NodeCost", "constant_bytes", "estimate"]
 
 _NO_FORMULAS: Final[Mapping[str, Formula]] = {}
 
@@ -176,6 +176,14 @@ def estimate(snapshot: Snapshot, formulas: Mapping[str, Formula] = _NO_FORMULAS)
     return _Estimate(snapshot, {**FORMULAS, **formulas}).cost()
 
 
+def constant_bytes(type_: TensorType) -> int | None:
+    """Return the bytes of a constant, or None when its shape is not known."""
+    size = size_of(type_)
+    if size is None or any(monomial != ONE for monomial in size):
+        return None
+    return int(size.get(ONE, 0))
+
+
 class _Estimate:
     """Sums are kept in one table, where equal ones are stored once."""
 
@@ -214,11 +222,11 @@ class _Estimate:
     def _parameter_bytes(self) -> int:
         total = 0
         for key, type_ in {value.key: value.type for value in self._snapshot.constants}.items():
-            size = size_of(type_)
-            if size is None or any(monomial != ONE for monomial in size):
+            size = constant_bytes(type_)
+            if size is None:
                 self._unsized[key] = None
             else:
-                total += int(size.get(ONE, 0))
+                total += size
         return total
 
     def _point(self, step: Step, macs: int, transient: int) -> _Point:

@@ -19,13 +19,13 @@ from typing import Final, Literal, TypeVar, cast
 
 from regraft.errors import SnapshotError
 from regraft.graph._line import Line
-from regraft.graph._printer import DIM, KEY, MAX_DEPTH, NAME, default_key, to_text
+from regraft.graph._printer import DIM, KEY, MAX_DEPTH, NAME, attribute_text, default_key, to_text, type_text
 from regraft.graph.escape import escape
 from regraft.graph.snapshot import Snapshot, SnapshotNode, SnapshotValue
 from regraft.graph.types import Dim, TensorType
 from regraft.graph.view import Attribute
 
-__all__ = ["parse", "parse_type", "to_text"]
+__all__ = ["attribute_text", "parse", "parse_type", "to_text", "type_text"]
 
 T = TypeVar("T")
 

@@ -1,0 +1,87 @@
+"""Which rewrite a change comes from: by the ledger where there is one, else by what the pass wrote on its node."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from regraft.diff._side import Side
+from regraft.diff._types import Cause
+from regraft.graph.snapshot import SnapshotNode
+from regraft.ledger import Entry, Ledger
+
+PASS: Final = "regraft.pass"
+SITE: Final = "regraft.site"
+_NUMBERED: Final = re.compile(r"#\d+$")
+
+
+@dataclass(slots=True)
+class _Story:
+    """What passes did, one after the other, at one place."""
+
+    entries: list[Entry] = field(default_factory=list[Entry])
+    told: bool = False
+
+
+class Causes:
+    """The rewrites that are known of two programs. A ledger's entry explains one change; then it is used up."""
+
+    def __init__(self, before: Side, after: Side, ledger: Ledger | None) -> None:
+        self._before, self._after = before, after
+        self._by_output: dict[str, _Story] = {}
+        self._by_site: dict[str, list[_Story]] = {}
+        self._by_layer: dict[str, list[_Story]] = {}
+        for entry in [] if ledger is None else ledger.rewritten:
+            story = self._by_output.setdefault(entry.output, _Story()) if entry.output else _Story()
+            story.entries.append(entry)
+            _append(self._by_site, entry.site, story)
+            _append(self._by_layer, _NUMBERED.sub("", entry.site), story)
+
+    def claims(self) -> Mapping[str, Collection[str]]:
+        """Return the keys of covered nodes, by the key of the value that a rewrite computes."""
+        claims: dict[str, list[str]] = {key: [] for key in self._newly_annotated()}
+        for output, story in self._by_output.items():
+            claims[output] = [key for entry in story.entries for key in entry.removed]
+        return claims
+
+    def explain(
+        self, before: Sequence[SnapshotNode], after: Sequence[SnapshotNode]
+    ) -> tuple[tuple[Cause, ...], list[Entry]]:
+        """Return the causes of a change in the order of the passes, and the ledger's entries that they come from."""
+        for story in self._stories(before, after):
+            if not story.told:
+                story.told = True
+                return tuple(_cause(entry) for entry in story.entries), story.entries
+        for node in after:
+            if PASS in node.metadata:
+                return (Cause(node.metadata[PASS], node.metadata.get(SITE, node.scope)),), []
+        return (), []
+
+    def _stories(self, before: Sequence[SnapshotNode], after: Sequence[SnapshotNode]) -> Iterator[_Story]:
+        for node in (*before, *after):
+            yield from (self._by_output[value.key] for value in node.outputs if value.key in self._by_output)
+        for node in after:
+            yield from self._by_site.get(node.metadata.get(SITE, ""), ())
+        for node in after:  # a re-export keeps neither keys nor metadata, but the layer's name
+            layer = self._by_layer.get(node.scope, ()) if node.scope else ()
+            yield from (story for story in layer if story.entries[-1].op == node.op)
+
+    def _newly_annotated(self) -> Iterator[str]:
+        for node in self._after.nodes:
+            if PASS not in node.metadata:
+                continue
+            for value in node.outputs:
+                place = self._before.by_result.get(value.key)
+                known = {} if place is None else self._before.nodes[place].metadata
+                if value.key and (known.get(PASS), known.get(SITE)) != (node.metadata[PASS], node.metadata.get(SITE)):
+                    yield value.key
+
+
+def _append(stories: dict[str, list[_Story]], name: str, story: _Story) -> None:
+    known = stories.setdefault(name, [])
+    if not any(other is story for other in known):
+        known.append(story)
+
+
+def _cause(entry: Entry) -> Cause:
+    return Cause(entry.pass_name, entry.site, entry.measured_error, entry.bytes_before, entry.bytes_after)
