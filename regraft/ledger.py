@@ -3,8 +3,9 @@
 Passes write it, diffs and reports read it. It prints as one line a site and converts to plain data and back.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
 from regraft.graph.escape import escape
@@ -58,7 +59,8 @@ class PassRecord:
     Attributes:
         name: name of the pass.
         spelling: the pass with its options, as the command line spells it.
-        seconds: wall time of the pass, checks included.
+        seconds: wall time of the pass, checks included; None in a ledger that was read from a model's file, whose bytes
+            must not depend on the clock.
         model_error: relative error of the model's outputs against the original model's, after this pass; None when
             there was nothing to run the model on.
         notes: one-line remarks (a budget that cost sites, a pass taken back).
@@ -66,7 +68,7 @@ class PassRecord:
 
     name: str
     spelling: str
-    seconds: float
+    seconds: float | None
     model_error: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -109,11 +111,15 @@ class Ledger:
         measured = [record.model_error for record in self.passes if record.model_error is not None]
         return measured[-1] if measured else None
 
+    def without_times(self) -> "Ledger":
+        """Return the ledger with what the same run would give again."""
+        return Ledger([replace(record, seconds=None) for record in self.passes], list(self.entries))
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data (JSON types)."""
+        """Return plain data (JSON types); an error that is not finite, which JSON lacks, as text ("inf")."""
         return {
-            "passes": [asdict(record) for record in self.passes],
-            "entries": [asdict(entry) for entry in self.entries],
+            "passes": [_plain(asdict(record)) for record in self.passes],
+            "entries": [_plain(asdict(entry)) for entry in self.entries],
         }
 
     @classmethod
@@ -128,14 +134,28 @@ class Ledger:
         return "\n".join([*_entry_lines(self.entries), *pass_lines(self)])
 
 
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: _plain_value(value) for name, value in data.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(cast(tuple[Any, ...], value))
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _record_from(data: dict[str, Any]) -> PassRecord:
-    fields = {**data, "notes": tuple(data["notes"])}
+    fields = {**data, "notes": tuple(data["notes"]), "model_error": _number(data["model_error"])}
     return PassRecord(**cast(Any, fields))
 
 
 def _entry_from(data: dict[str, Any]) -> Entry:
-    fields = {**data, "removed": tuple(data["removed"])}
-    return Entry(**cast(Any, fields))
+    errors = {name: _number(data[name]) for name in ("announced_error", "measured_error")}
+    return Entry(**cast(Any, {**data, **errors, "removed": tuple(data["removed"])}))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def entry_cells(entry: Entry) -> tuple[str, str, str, str, str]:
@@ -172,7 +192,8 @@ def pass_lines(ledger: Ledger) -> list[str]:
             f"{mine.count(status)} {status}" for status in ("rewritten", "kept", "rolled back") if status in mine
         )
         error = "" if record.model_error is None else f"; model output error {record.model_error:.2g}"
-        lines.append(f"{record.spelling}: {counts or 'nothing to do'} in {record.seconds:.1f} s{error}")
+        time = "" if record.seconds is None else f" in {record.seconds:.1f} s"
+        lines.append(f"{record.spelling}: {counts or 'nothing to do'}{time}{error}")
         lines.extend(f"{record.name}: {note}" for note in record.notes)
     return lines
 

@@ -115,8 +115,8 @@ class Optimized:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What an exported file says of its making, as text by key."""
-        return {**self.provenance, LEDGER_KEY: json.dumps(self.ledger.to_dict(), sort_keys=True)}
+        """What an exported file says of its making, as text by key; the same for the same run at another time."""
+        return {**self.provenance, LEDGER_KEY: json.dumps(self.ledger.without_times().to_dict(), sort_keys=True)}
 
 
 def _any_tensor(values: Sequence[Any]) -> bool:
