@@ -159,15 +159,15 @@ def _number(value: Any) -> float | None:
 
 
 def entry_cells(entry: Entry) -> tuple[str, str, str, str, str]:
-    """Return the cells of an entry's line: pass, site, what became of it, error, bytes; names are escaped."""
-    site = escape(entry.site)
+    """Return the cells of an entry's line: pass, site, what became of it, error, bytes; texts are escaped."""
+    name, site = escape(entry.pass_name), escape(entry.site)
     if entry.status != "rewritten":
-        return entry.pass_name, site, f"{entry.status}: {escape(entry.reason)}", "", ""
+        return name, site, f"{entry.status}: {escape(entry.reason)}", "", ""
     error = "" if entry.measured_error is None else f"error {entry.measured_error:.2g}"
     size = ""
     if entry.bytes_before is not None and entry.bytes_after is not None:
         size = f"{entry.bytes_before / 1e6:.2f} -> {entry.bytes_after / 1e6:.2f} MB"
-    return entry.pass_name, site, f"{entry.before} -> {entry.after}", error, size
+    return name, site, f"{escape(entry.before)} -> {escape(entry.after)}", error, size
 
 
 def _entry_lines(entries: list[Entry]) -> list[str]:
@@ -184,7 +184,7 @@ def _entry_lines(entries: list[Entry]) -> list[str]:
 
 
 def pass_lines(ledger: Ledger) -> list[str]:
-    """Return the lines of the passes: what each did in total, how long it took, and its notes."""
+    """Return the lines of the passes: what each did in total, how long it took, and its notes; texts are escaped."""
     lines: list[str] = []
     for place, record in enumerate(ledger.passes):
         mine = [entry.status for entry in ledger.entries if _belongs(entry, place, record)]
@@ -193,8 +193,8 @@ def pass_lines(ledger: Ledger) -> list[str]:
         )
         error = "" if record.model_error is None else f"; model output error {record.model_error:.2g}"
         time = "" if record.seconds is None else f" in {record.seconds:.1f} s"
-        lines.append(f"{record.spelling}: {counts or 'nothing to do'}{time}{error}")
-        lines.extend(f"{record.name}: {note}" for note in record.notes)
+        lines.append(f"{escape(record.spelling)}: {counts or 'nothing to do'}{time}{error}")
+        lines.extend(f"{escape(record.name)}: {escape(note)}" for note in record.notes)
     return lines
 
 

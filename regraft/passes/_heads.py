@@ -13,6 +13,7 @@ HEAD_NAMES: Final = frozenset(
 def head_reason(site: LinearSite) -> str:
     """Return why a layer counts as a head, as a phrase, or ""."""
     for part in site.name.split("."):
-        if part.partition("#")[0] in HEAD_NAMES:
-            return f"it is a head ({part})"
+        name = part.partition("#")[0]  # "#2" numbers the calls of one layer
+        if name in HEAD_NAMES:
+            return f"it is a head ({name})"
     return "it is a head (the model returns its output)" if site.feeds_output else ""
