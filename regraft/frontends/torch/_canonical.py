@@ -1,5 +1,8 @@
 """From torch's operators to canonical ones: names, operands and attributes as `Node` shows them."""
 
+# torch has no public name for some of what is used here.
+# pyright: reportPrivateUsage=false
+
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,10 +45,13 @@ _NAMES: Final[Mapping[str, str]] = {
 """Names that differ from aten's own."""
 
 _OWN: Final = frozenset(
-    "linear addmm matmul add sub mul div transpose reshape softmax log_softmax layer_norm batch_norm group_norm gelu relu"
-    " silu sigmoid tanh erf embedding attention clone contiguous detach alias dropout cast identity conv concat slice"
-    " select unsqueeze squeeze expand where pow rsqrt sqrt exp log neg abs mean sum amax amin cumsum split chunk stack"
-    " gather index index_select arange full ones zeros eq ne lt le gt ge sin cos sym_size masked_fill tril triu".split()
+    """
+    linear addmm matmul attention embedding conv softmax log_softmax layer_norm batch_norm group_norm
+    add sub mul div pow sqrt rsqrt exp log neg abs erf sin cos gelu relu silu sigmoid tanh eq ne lt le gt ge where
+    mean sum amax amin cumsum masked_fill tril triu cast identity clone contiguous detach alias dropout
+    transpose reshape concat stack split chunk slice select unsqueeze squeeze expand gather index index_select
+    arange full ones zeros sym_size
+    """.split()  # noqa: SIM905 - a table, not a list of strings
 )
 """Canonical names; operators of aten that are none of these keep their "aten.<name>"."""
 

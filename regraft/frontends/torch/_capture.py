@@ -1,8 +1,14 @@
 """Capture: from a PyTorch model, in whatever form, to an FxGraph."""
 
+# torch has no public name for some of what is used here.
+# pyright: reportPrivateUsage=false
+
+import inspect
+import io
+import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,7 +117,8 @@ def _climb(
         outcome = _trace(model, attempt)
         if isinstance(outcome, fx.GraphModule):
             return outcome, tuple(rungs), attempt.example
-        _check_runs(model, name, example)
+        if len(rungs) == 1:
+            _check_runs(model, name, example)
         reason, hint = diagnose(outcome)
     raise CaptureError(f"{name} cannot be captured: {reason}", hint=hint)
 
@@ -160,19 +167,25 @@ def _check_runs(model: nn.Module, name: str, example: Example) -> None:
             model(*example.args, **example.kwargs)
     except Exception as error:  # the user's code may raise anything
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{name} cannot be called with the example inputs: {first}") from error
+        hint = f"{name}.forward takes {', '.join(inspect.signature(model.forward).parameters)}"
+        raise InputError(f"{name} cannot be called with the example inputs: {first}", hint=hint) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's warnings about its own internals; what matters is in the exception or in the report."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _quiet() -> Generator[None]:
+    """Silence what torch warns, logs and prints of its own internals; what matters is in the exception it raises."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def _evaluation(model: nn.Module) -> Generator[None]:
     """Evaluation mode inside; each module's own flag afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -184,9 +197,9 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
+def _without_cache(model: nn.Module) -> Generator[None]:
     """No key-value cache inside: it is no tensor, and a captured program could not return it."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     caching = list({id(config): config for config in configs if getattr(config, "use_cache", None) is True}.values())
     for config in caching:
         config.use_cache = False

@@ -4,6 +4,7 @@ import inspect
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -11,8 +12,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim
 
-from regraft.errors import InputError
+from regraft.errors import CaptureError, InputError
 
+_KINDS: Final = (Tensor, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _NAMED: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -28,7 +30,7 @@ class Example:
 
         Tracing takes an extent of 1 for a constant, and the program would then run with no other.
         """
-        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: _grown(tensor, places), (self.args, self.kwargs))
+        args, kwargs = pytree.tree_map_only(Tensor, partial(_grown, places=places), (self.args, self.kwargs))
         return Example(args, kwargs)
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -39,7 +41,7 @@ class Example:
     def dynamic(self, model: nn.Module, dims: Sequence[int] | None) -> dict[str, Any]:
         """Return dynamic_shapes for torch.export: these dims of every tensor (all of them when None) are free."""
         bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs).arguments
-        return pytree.tree_map(lambda leaf: _free(leaf, dims), dict(bound))
+        return pytree.tree_map(partial(_free, dims=dims), dict(bound))
 
 
 def example_of(model: nn.Module, inputs: Any) -> Example:
@@ -47,6 +49,7 @@ def example_of(model: nn.Module, inputs: Any) -> Example:
 
     Raises:
         InputError: when names or their number do not fit the model's forward.
+        CaptureError: when an input is of a kind that cannot be traced.
     """
     if isinstance(inputs, Mapping):
         example = Example((), {str(name): value for name, value in inputs.items() if value is not None})
@@ -54,6 +57,7 @@ def example_of(model: nn.Module, inputs: Any) -> Example:
         is_several = isinstance(inputs, list | tuple)
         example = Example(tuple(inputs) if is_several else (inputs,), {})
     _check(model, example)
+    _check_kinds(model, example)
     return example
 
 
@@ -72,13 +76,25 @@ def _check(model: nn.Module, example: Example) -> None:
         raise InputError(f"{where} takes {len(names)} inputs ({', '.join(names)}); got {len(example.args)}")
     known = [name for name, parameter in parameters.items() if not _is_variable(parameter)]
     extra = _names_behind_kwargs(parameters)
-    if extra is not None:
-        unknown = [name for name in example.kwargs if name not in known and name not in extra]
-        if unknown:
-            raise InputError(f"{where} has no input {unknown[0]!r}; it has: {', '.join(known)}")
+    unknown = [name for name in example.kwargs if name not in known and (extra is not None and name not in extra)]
+    nothing_known = bool(example.kwargs) and not any(name in known for name in example.kwargs) and bool(known)
+    if unknown or nothing_known:
+        name = unknown[0] if unknown else next(iter(example.kwargs))
+        raise InputError(f"{where} has no input {name!r}; it has: {', '.join(known)}")
     missing = [name for name in _required(parameters)[len(example.args) :] if name not in example.kwargs]
     if missing:
         raise InputError(f"{where} needs {missing[0]!r}, which the example inputs lack; it has: {', '.join(known)}")
+
+
+def _check_kinds(model: nn.Module, example: Example) -> None:
+    bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
+    for name, value in bound.items():
+        strange = [leaf for leaf in pytree.tree_leaves(value) if leaf is not None and not isinstance(leaf, _KINDS)]
+        if strange:
+            hint = "leave it out, or register its class as a container with torch.utils._pytree.register_pytree_node"
+            where = f"{type(model).__name__}: input {name!r} is a {type(strange[0]).__name__}"
+            can = "only tensors, numbers, strings and containers of them can be traced"
+            raise CaptureError(f"{where}; {can}", hint=hint)
 
 
 def _required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
@@ -98,7 +114,7 @@ def _names_behind_kwargs(parameters: Mapping[str, inspect.Parameter]) -> Sequenc
     for parameter in parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             unpacked = typing.get_args(parameter.annotation)  # Unpack[SomeTypedDict]
-            return list(typing.get_type_hints(unpacked[0])) if unpacked else None
+            return list(unpacked[0].__annotations__) if unpacked else None
     return ()
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from regraft.errors import GraphError
 from regraft.frontends.torch._canonical import is_getitem, is_type_assertion
+from regraft.frontends.torch._module import copy_graph
 from regraft.frontends.torch._store import TensorStore, attribute
 
 
@@ -18,7 +19,7 @@ class Program:
     node, and nothing asserts element types.
 
     Attributes:
-        graph: nodes; theirs names are the keys of views.
+        graph: nodes; their names are the keys of views.
         store: tensors.
         index: nodes by name.
     """
@@ -32,14 +33,14 @@ class Program:
     @classmethod
     def of(cls, module: fx.GraphModule) -> "Program":
         """Return a program of its own over the module's tensors; the module is not changed."""
-        graph = _copied(module.graph)
+        graph = copy_graph(module.graph)
         _normalize(graph, module)
         targets = [str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")]
         return cls(graph, TensorStore.of(module, targets))
 
     def copy(self) -> "Program":
         """Return a program of its own over the same tensors; nodes keep their names."""
-        return Program(_copied(self.graph), self.store.copy())
+        return Program(copy_graph(self.graph), self.store.copy())
 
     @property
     def module(self) -> fx.GraphModule:
@@ -124,25 +125,6 @@ def _fake_mode(node: fx.Node) -> Any:
         if isinstance(value, Tensor):
             return getattr(value, "fake_mode", None)
     return None
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    """A copy of a graph with the same names; what nodes know of themselves (`meta`) is shared, entry by entry."""
-    copy = fx.Graph(tracer_cls=graph._tracer_cls)
-    twins: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        twin = copy.node_copy(node, twins.__getitem__)
-        if twin.name != node.name:
-            # fx numbers a name anew when it looks like one that it would make itself.
-            twin._rename(node.name)
-        twins[node] = twin
-    copy._codegen = _copied_codegen(graph)
-    return copy
-
-
-def _copied_codegen(graph: fx.Graph) -> Any:
-    # Structures of inputs and outputs are never changed in place, so copies share them.
-    return graph._codegen
 
 
 def _normalize(graph: fx.Graph, module: fx.GraphModule) -> None:

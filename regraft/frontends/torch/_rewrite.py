@@ -1,5 +1,8 @@
 """Puts one structured op in the place of a site of a program."""
 
+# torch has no public name for the schema of an operator.
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,34 +38,47 @@ def rewrite(
 
     Raises:
         GraphError: when the site is not in the graph, or operands or attributes do not fit the op.
+        UnknownNameError: when torch knows no op of that name.
     """
     output = program.node(site.output, site.name)
     if output.op != "call_function":
         raise GraphError(f"{site.name}: {output.name} is a {output.op}, only a computed value can be replaced")
     target = torch_op(op.name)
     _check_arguments(site, op.name, target, tensors, attributes)
-    existing = _existing(program, site, tensors)
-    covered = [program.index[key] for key in site.nodes if key in program.index]
-    trainable = _is_trainable(program, [output, *covered])
-    layers = _constants_of(program, [output, *covered])
-    candidates = [*output.all_input_nodes, *covered]
-    output.args, output.kwargs = (), {}
-    erased = program.erase_unread(candidates, {output, *existing.values()})
-    _forget_layer_names(program, site.name, [node for node in layers if node not in erased])
-    added: dict[str, fx.Node] = {}
+    operands = _existing(program, site, tensors, output)
+    replaced = [output, *(program.index[key] for key in site.nodes if key in program.index)]
+    trainable = _is_trainable(program, replaced)
+    erased = _clear(program, site.name, replaced, [*operands.values()])
+    added: list[fx.Node] = []
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             full = program.store.free_name(site.name, name)
             program.store.add(full, tensor, requires_grad=trainable)
-            added[name] = program.add_constant(full, output)
-    operands = {**existing, **added}
-    names = [argument.name for argument in target._schema.arguments if not argument.kwarg_only]
-    output.target = target
-    output.args = _without_trailing_none([operands.get(name) for name in names])
-    output.kwargs = dict(attributes)
-    output.meta = {key: value for key, value in output.meta.items() if key not in _STALE_META}
+            operands[name] = program.add_constant(full, output)
+            added.append(operands[name])
+    _call(output, target, operands, attributes)
     program.changed()
-    return Rewrite(output, tuple(added.values()), erased)
+    return Rewrite(output, added, erased)
+
+
+def _clear(program: Program, layer: str, replaced: Sequence[fx.Node], kept: Sequence[fx.Node]) -> list[fx.Node]:
+    """Take the operands from the first of the replaced nodes; erase the others, and what only they needed."""
+    output, *_ = replaced
+    constants = _constants_of(replaced)
+    candidates = [*output.all_input_nodes, *replaced]
+    output.args, output.kwargs = (), {}
+    erased = program.erase_unread(candidates, {output, *kept})
+    _forget_layer_names(program, layer, [node for node in constants if node.name in program.index])
+    return erased
+
+
+def _call(output: fx.Node, target: Any, operands: Mapping[str, fx.Node], attributes: Attributes) -> None:
+    names = [argument.name for argument in target._schema.arguments if not argument.kwarg_only]
+    args = [operands.get(name) for name in names]
+    while args and args[-1] is None:
+        args.pop()
+    output.target, output.args, output.kwargs = target, tuple(args), dict(attributes)
+    output.meta = {key: value for key, value in output.meta.items() if key not in _STALE_META}
 
 
 def _check_arguments(
@@ -87,21 +103,27 @@ def _check_arguments(
 
 
 def _existing(
-    program: Program, site: Replacement, tensors: Mapping[str, Tensor | Value | None]
+    program: Program, site: Replacement, tensors: Mapping[str, Tensor | Value | None], output: fx.Node
 ) -> dict[str, fx.Node]:
-    """Nodes of the operands that are in the graph already."""
+    """Nodes of the operands that are in the graph already, all of them before the output."""
     keys = dict(site.operands)
     keys.update({name: value.key for name, value in tensors.items() if isinstance(value, Value)})
-    return {name: program.node(key, site.name) for name, key in keys.items()}
+    found = {name: program.node(key, site.name) for name, key in keys.items()}
+    for name, node in found.items():
+        if output < node and node.op == "get_attr":
+            output.prepend(node)
+        elif not node < output:
+            raise GraphError(f"{site.name}: operand {name!r} ({node.name}) is computed after {output.name}")
+    return found
 
 
-def _constants_of(program: Program, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+def _constants_of(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     return [operand for node in nodes for operand in node.all_input_nodes if operand.op == "get_attr"]
 
 
 def _is_trainable(program: Program, nodes: Sequence[fx.Node]) -> bool:
     """Whether new weights take gradients: as the ones that they replace do, and yes where there are none."""
-    replaced = [program.store.get(str(node.target)) for node in _constants_of(program, nodes)]
+    replaced = [program.store.get(str(node.target)) for node in _constants_of(nodes)]
     parameters = [tensor for tensor in replaced if isinstance(tensor, nn.Parameter)]
     return any(parameter.requires_grad for parameter in parameters) or not parameters
 
@@ -115,9 +137,3 @@ def _forget_layer_names(program: Program, layer: str, constants: Sequence[fx.Nod
             node.target = next(name for name in names if name not in own)
             for name in own:
                 program.store.forget(name)
-
-
-def _without_trailing_none(operands: list[fx.Node | None]) -> tuple[fx.Node | None, ...]:
-    while operands and operands[-1] is None:
-        operands.pop()
-    return tuple(operands)

@@ -4,15 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from regraft.errors import GraphError
+from regraft.errors import GraphError, InputError
+from regraft.frontends.torch._canonical import is_assertion
 from regraft.frontends.torch._program import Program
 from regraft.frontends.torch._views import output_nodes
 
 
-def run_program(program: Program, flat: Sequence[Any], taps: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def run_program(
+    program: Program, flat: Sequence[Any], taps: Sequence[str]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Run everything; return the outputs and the tapped values by key.
 
     Args:
@@ -67,11 +69,20 @@ class _Evaluator(fx.Interpreter):
         return self.env
 
     def _compute_one(self, node: fx.Node) -> Any:
+        if is_assertion(node) and node.op == "call_module":
+            return self._check_inputs(node)
         try:
             return self.run_node(node)
         except Exception as error:  # whatever torch raises is handed on, with the place where it was raised
             error.add_note(f"at node {node.name} ({node.target})")
             raise
+
+    def _check_inputs(self, node: fx.Node) -> None:
+        try:
+            self.run_node(node)
+        except AssertionError as error:
+            condition = str(error).removeprefix("Guard failed: ")
+            raise InputError(f"the captured program takes only inputs for which {condition}") from error
 
 
 def _locate(program: Program, key: str) -> tuple[fx.Node, int | None]:

@@ -1,7 +1,11 @@
 """What a captured program takes: binds inputs given by position or by name, and checks them before anything runs."""
 
+# torch has no public name for some of what is used here.
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -52,7 +56,7 @@ class Signature:
         ends = [0]
         for child in self._children():
             ends.append(ends[-1] + child)
-        owners = tuple(slice(begin, end) for begin, end in zip(ends, ends[1:], strict=False))
+        owners = tuple(slice(begin, end) for begin, end in pairwise(ends))
         object.__setattr__(self, "_owners", owners)
 
     def _children(self) -> list[int]:
@@ -121,7 +125,7 @@ class Signature:
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         if self.spec is None:
             return [*args, *kwargs.values()]
-        flat, spec = pytree.tree_flatten((args, kwargs))
+        flat = pytree.tree_leaves((args, kwargs))
         if len(flat) != len(self.leaves):
             needed = ", ".join(leaf.name for leaf in self.leaves)
             raise InputError(f"{self.model} takes {len(self.leaves)} values ({needed}); the inputs hold {len(flat)}")

@@ -1,26 +1,27 @@
 """The tensors of a captured program, in a tree of modules named like the user's model."""
 
+# torch has no public name for some of what is used here.
+# pyright: reportPrivateUsage=false
+
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from regraft.errors import GraphError
-
-_UNSAVED: Final = "regraft.non_persistent"
+from regraft.frontends.torch._module import CapturedModule
 
 
 class TensorStore:
     """Parameters and buffers by full name; several names of one tensor (tied weights) are aliases.
 
     Attributes:
-        module: the tree; an fx.GraphModule, whose graph is set when somebody wants to call it.
+        module: the tree; a GraphModule, whose graph is set when somebody wants to call it.
     """
 
     def __init__(self) -> None:
-        self.module: Final = fx.GraphModule(nn.Module(), fx.Graph())
-        self.module._register_deepcopy_hook(_restore_buffers)
+        self.module: Final = CapturedModule()
         self._aliases: Final[dict[str, list[str]]] = {}
         self._opaque: Final[list[str]] = []
 
@@ -40,7 +41,8 @@ class TensorStore:
                 names = known.get(id(value), [target])
                 for name in names:
                     store._put(name, value, persistent=_is_saved(module, name))
-                store._aliases.update(dict.fromkeys(names, list(names)))
+                shared = list(names)
+                store._aliases.update((name, shared) for name in names)
         return store
 
     def copy(self) -> "TensorStore":
@@ -101,10 +103,8 @@ class TensorStore:
         owner, leaf = self._owner(name)
         if isinstance(tensor, nn.Parameter):
             owner.register_parameter(leaf, tensor)
-            return
-        owner.register_buffer(leaf, tensor, persistent=persistent)
-        if not persistent:
-            self.module.meta[_UNSAVED] = (*self.module.meta.get(_UNSAVED, ()), name)
+        else:
+            owner.register_buffer(leaf, tensor, persistent=persistent)
 
     def _attach(self, name: str, value: Any) -> None:
         owner, leaf = self._owner(name)
@@ -167,12 +167,3 @@ def _content(module: nn.Module) -> Iterable[str]:
     yield from module._parameters
     yield from module._buffers
     yield from module._modules
-
-
-def _restore_buffers(copied: fx.GraphModule) -> None:
-    """Undo what copying a GraphModule does to buffers that are not saved: it makes saved ones of them."""
-    for name in copied.meta.get(_UNSAVED, ()):
-        path, _, leaf = name.rpartition(".")
-        owner = copied.get_submodule(path)
-        if leaf in owner._buffers:
-            owner._non_persistent_buffers_set.add(leaf)

@@ -79,7 +79,7 @@ def name_dims(inputs: Iterable[tuple[str, Any]]) -> dict[str, str]:
 
 
 def _symbol(value: Tensor, place: int) -> str:
-    if value.ndim <= place or isinstance(value.shape[place], int):
+    extent: Any = value.shape[place] if place < value.ndim else 0
+    if isinstance(extent, int):
         return ""
-    expression = value.shape[place].node.expr  # pyright: ignore[reportAttributeAccessIssue]
-    return str(expression) if expression.is_Symbol else ""
+    return str(extent.node.expr) if extent.node.expr.is_Symbol else ""

@@ -1,9 +1,9 @@
 """Read-only views of a program: built once, then kept up to date by each rewrite."""
 
+import operator
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
-import operator
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.utils._pytree as pytree
@@ -51,8 +51,9 @@ class Views:
             self._add(node)
 
     def constants(self) -> list[Value]:
-        """Return constants that some node reads."""
-        return [value for value in self.values.values() if value.role == "constant"]
+        """Return constants that the program reads, in the order in which it first does."""
+        read = [value for node in self.nodes.values() for value in self._reads[node.key]]
+        return list(dict.fromkeys(value for value in (*read, *self.outputs) if value.role == "constant"))
 
     def value(self, key: str) -> Value:
         """Return the value of that key.
@@ -111,14 +112,12 @@ class Views:
             self.values[node.name] = Value(node.name, name, type_of(tensor), "constant")
 
     def _results(self, node: fx.Node) -> Sequence[Value]:
-        result = node.meta.get("val")
+        result: Any = node.meta.get("val")
         picks = {user.args[1]: user for user in node.users if is_getitem(user)}
         if not picks:
             return (Value(node.name, node.name, self._typer.type_of(result)),)
         keys = [picks[place].name if place in picks else result_key(node, place) for place in range(len(result))]
-        return tuple(
-            Value(key, key, self._typer.type_of(part)) for key, part in zip(keys, result, strict=True)
-        )
+        return tuple(Value(key, key, self._typer.type_of(part)) for key, part in zip(keys, result, strict=True))
 
     def _view(self, node: fx.Node, results: Sequence[Value]) -> Node:
         call = canonical(node)

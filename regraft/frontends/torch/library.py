@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from regraft.errors import UnknownNameError
 from regraft.ops import Op, TorchBuilder, all_ops
 
 NAMESPACE: Final = "regraft"
@@ -44,8 +45,10 @@ def torch_op(name: str) -> Any:
     Raises:
         UnknownNameError: when `regraft.ops` has none of that name and nobody else registered one.
     """
-    packet = getattr(getattr(torch.ops, NAMESPACE), name)
-    return packet.default
+    namespace = getattr(torch.ops, NAMESPACE)
+    if not hasattr(namespace, name):
+        raise UnknownNameError(f"torch.ops.{NAMESPACE} has no {name!r}; it has: {', '.join(all_ops())}")
+    return getattr(namespace, name).default
 
 
 def _implementation(op: Op) -> Callable[..., Tensor]:
