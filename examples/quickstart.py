@@ -2,8 +2,8 @@
 
     make demo            (or: python examples/quickstart.py [--out FOLDER] [--rounds N])
 
-Everything printed is measured in this run, on this machine. Low-rank factors of half the parameters cost this small model
-much of its quality; the script says so, and ends with a setting that keeps it.
+Everything printed is measured in this run, on this machine. Low-rank factors of half the parameters cost this small
+model much of its quality; the script says so, and ends with a setting that keeps it.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def main() -> None:
     half = regraft.optimize(model, passes=[HALF], example_inputs=example, calibration=calibration)
     print(half.ledger)
     print()
-    print(half.diff)
+    print("\n".join([*str(half.diff).splitlines()[:8], "  ..."]))
+    half.diff.save(options.out / "diff.txt")
     plain = regraft.optimize(model, passes=[LowRank(keep=0.5)], example_inputs=example)
     _quality(model, {"calibrated": half, "from the weights alone": plain})
     file = half.export(options.out / "minilm-half.onnx")
@@ -80,7 +81,9 @@ def _agreement(ours: Any, theirs: Any, example: dict[str, torch.Tensor]) -> None
     with torch.no_grad():
         difference = float((ours(**example).last_hidden_state - theirs(**example)[0]).abs().max())
     same = [entry.site for entry in ours.ledger.rewritten] == [entry.site for entry in theirs.ledger.rewritten]
-    print(f"the same {len(theirs.ledger.rewritten)} layers as from PyTorch: {same}; largest difference {difference:.1e}")
+    print(
+        f"the same {len(theirs.ledger.rewritten)} layers as from PyTorch: {same}; largest difference {difference:.1e}"
+    )
 
 
 def _export_original(model: torch.nn.Module, example: dict[str, torch.Tensor], path: Path) -> None:
@@ -93,7 +96,9 @@ def _speed(files: dict[str, Path], example: dict[str, torch.Tensor], rounds: int
     measured = compare({name: lambda run=run: run(**inputs) for name, run in runs.items()}, rounds=rounds)
     for name, path in files.items():
         size, timing = path.stat().st_size / 1e6, measured.timings[name]
-        print(f"{name:<18} {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {measured.ratio(name):.2f} of the original's time")
+        print(
+            f"{name:<18} {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {measured.ratio(name):.2f} of the original's time"
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def probes_for(graph: Graph, calibration: Iterable[Any] | None, example_inputs: 
 
 
 def random_inputs(graph: Graph, seed: int) -> dict[str, torch.Tensor] | None:
-    """Return inputs by name: normal floating-point numbers, and zeros and ones for integers; None when a type is unknown."""
+    """Return inputs by name: normal numbers, and zeros and ones for integers; None when a type is unknown."""
     generator = torch.Generator().manual_seed(seed)
     extents: dict[str, int] = {}
     found: dict[str, torch.Tensor] = {}

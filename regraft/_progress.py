@@ -1,7 +1,7 @@
 """Progress: bars on a terminal, silence elsewhere, or whatever a caller wants to do with it."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,7 +15,7 @@ Progress = bool | Callable[[str, int, int], None]
 
 
 @contextmanager
-def reporter(progress: Progress) -> Iterator[Report]:
+def reporter(progress: Progress) -> Generator[Report]:
     """Yield a function that shows progress until the block ends."""
     if callable(progress):
         yield progress

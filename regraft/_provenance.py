@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ def fingerprint(graph: Graph) -> str:
     return digest.hexdigest()
 
 
-def _raw_bytes(tensor: Tensor) -> memoryview:
+def _raw_bytes(tensor: Tensor) -> Any:
+    """The content as a buffer, not copied."""
     plain = tensor.detach().cpu().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    return plain.reshape(-1).view(torch.uint8).numpy().data

@@ -51,9 +51,7 @@ def diff(before: Any, after: Any, *, example_inputs: Any = None) -> GraphDiff:
     return diff_snapshots(graphs[0].snapshot(), graphs[1].snapshot(), ledger)
 
 
-def explain(
-    model: Any, pass_spec: PassLike, site: str | None = None, *, example_inputs: Any = None
-) -> Explanation:
+def explain(model: Any, pass_spec: PassLike, site: str | None = None, *, example_inputs: Any = None) -> Explanation:
     """Return what a pass would do with every place of a model, and why not; nothing is changed.
 
     Args:

@@ -39,8 +39,8 @@ def optimize(
     """Rewrite a model by passes, each rewrite checked, and return the result with its ledger.
 
     Args:
-        model: an nn.Module, a torch ExportedProgram or GraphModule, an onnx.ModelProto, an onnx_ir.Model, or the path of
-            an .onnx file. It is not changed; weights that are not rewritten are shared with it.
+        model: an nn.Module, a torch ExportedProgram or GraphModule, an onnx.ModelProto, an onnx_ir.Model, or the path
+            of an .onnx file. It is not changed; weights that are not rewritten are shared with it.
         passes: what to do: instances (`LowRank(keep=0.5)`), spellings (`"low-rank{keep=0.5},..."`) or the path of a
             recipe (.yaml).
         example_inputs: for PyTorch models: a tensor, a tuple of positional or a mapping of keyword arguments. For ONNX

@@ -7,15 +7,15 @@ domain "regraft", and its function is attached afterwards.
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
 import onnx
 import onnx_ir as ir
-import onnxscript
 import torch
+from onnxscript.values import Opset
 
 from regraft.backends.onnxruntime._attach import attach_functions
 from regraft.errors import ExportError
@@ -86,9 +86,9 @@ def _first_line(error: BaseException) -> str:
 
 
 @lru_cache(maxsize=1)
-def _translations() -> Mapping[Any, Callable[..., Any]]:
+def _translations() -> dict[Any, Callable[..., Any]]:
     """Opaque translations of every op, each with its schema registered once."""
-    opset = onnxscript.values.Opset(DOMAIN, 1)
+    opset = Opset(DOMAIN, 1)
     return {
         getattr(torch.ops.regraft, name).default: _translation(getattr(opset, _registered(op).name), op)
         for name, op in all_ops().items()
@@ -169,7 +169,7 @@ def _all_values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silence the exporter's warnings and log lines about packages that are not there."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
