@@ -19,6 +19,7 @@ from regraft.frontends.onnx._index import bodies
 from regraft.frontends.onnx._opset import OLDEST, default_opset, newest_opset
 from regraft.frontends.onnx._tensors import dtype_label
 from regraft.frontends.onnx._views import constant_of
+from regraft.graph.escape import escape
 
 _SMALL: Final = 4096  # elements: axes, shapes and the like, which some converters turn into attributes
 _BODIES: Final = frozenset({"If", "Loop", "Scan"})  # between opsets only the types that they take changed
@@ -55,7 +56,9 @@ def _set_opset(imports: dict[str, int], opset: int) -> None:
 def _convert_function(function: ir.Function, opset: int, name: str) -> None:
     before = function.opset_imports.get("", function.opset_imports.get("ai.onnx", 0))
     if before:
-        _convert_graph(function.graph, before, opset, f"{name}: function {function.domain}::{function.name}")
+        _convert_graph(
+            function.graph, before, opset, f"{name}: function {escape(function.domain)}::{escape(function.name)}"
+        )
         _set_opset(function.opset_imports, opset)
 
 
@@ -83,7 +86,7 @@ def _since(op_type: str, opset: int) -> int | None:
 
 
 def _label(node: ir.Node) -> str:
-    return f"node {node.name!r} ({node.op_type})"
+    return f"node {node.name!r} ({escape(node.op_type)})"
 
 
 def _convert_node(graph: ir.Graph, node: ir.Node, before: int, after: int, name: str) -> None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from regraft.frontends.onnx._canonical import DOMAIN
+from regraft.graph.escape import escape
 
 _PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
 
@@ -41,7 +42,7 @@ def _with_products(model: ir.Model) -> list[ir.OperatorIdentifier]:
 def _refusal(model: ir.Model, function: ir.Function) -> str:
     for domain, version in function.opset_imports.items():
         if model.opset_imports.get(domain, version) != version:
-            imported = f"{domain or 'ai.onnx'} {version}"
+            imported = f"{escape(domain) or 'ai.onnx'} {version}"
             return f"it is written for {imported}, the model for {model.opset_imports[domain]}"
     bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     calls = (node for node in _all_nodes(model) if node.op_identifier() == function.identifier())
@@ -57,5 +58,5 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _label(identifier: ir.OperatorIdentifier) -> str:
-    domain, name, overload = identifier
+    domain, name, overload = map(escape, identifier)
     return f"{domain}::{name}" + (f":{overload}" if overload else "")

@@ -15,7 +15,8 @@ from regraft.frontends.onnx._infer import infer_types
 from regraft.frontends.onnx._inline import inline_products
 from regraft.frontends.onnx._opset import OLDEST, default_opset, newest_opset
 from regraft.frontends.onnx._read import read_model
-from regraft.frontends.onnx._structure import check_proto, is_sorted, sort_nodes
+from regraft.frontends.onnx._structure import check_operands, check_proto, is_sorted, sort_nodes
+from regraft.graph.escape import escape
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> OnnxGraph:
@@ -51,7 +52,7 @@ def _as_path(source: object) -> Path:
 
 
 def _from_proto(proto: onnx.ModelProto) -> OnnxGraph:
-    name = proto.graph.name or "model"
+    name = _title(proto.graph.name)
     model = _parsed(proto, name)
     for where, tensor in stored_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
@@ -63,11 +64,11 @@ def _from_proto(proto: onnx.ModelProto) -> OnnxGraph:
 
 
 def _from_native(source: ir.Model) -> OnnxGraph:
-    name = source.graph.name or "model"
+    name = _title(source.graph.name)
     for node in source.graph.all_nodes():
         for value in node.inputs:
             if value is not None and value.graph is None:
-                where = f"node {node.name!r} ({node.op_type})"
+                where = f"node {node.name!r} ({escape(node.op_type)})"
                 raise ModelFileError(f"{name}: {where} reads {value.name!r}, which nothing defines")
     if not is_sorted(source.graph):
         raise ModelFileError(f"{name}: the nodes are in no topological order", hint="call model.graph.sort()")
@@ -83,12 +84,18 @@ def _parsed(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise ModelFileError(f"{name}: {_root_cause(error)}") from error
 
 
+def _title(name: str | bytes | None) -> str:
+    """What a model in memory is called in messages."""
+    return escape(name) if isinstance(name, str) and name else "model"
+
+
 def _left_out(proto: onnx.ModelProto) -> list[str]:
     return ["the file's training information is left out"] if proto.training_info else []
 
 
 def _graph(model: ir.Model, name: str, path: Path | None, notes: list[str]) -> OnnxGraph:
     _check_opset(model, name)
+    check_operands(model, default_opset(model), name)
     if sort_nodes(model, name):
         notes.append("nodes were not in topological order; sorted")
     notes.extend(inline_products(model))
@@ -118,4 +125,4 @@ def _check_opset(model: ir.Model, name: str) -> None:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).split("\n", maxsplit=1)[0]
+    return escape(str(error).split("\n", maxsplit=1)[0])

@@ -4,17 +4,23 @@ Checked on the protobuf, where the mistakes still are: the native form has no pl
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from onnx.defs import SchemaError
 
 from regraft.errors import ModelFileError
 from regraft.frontends.onnx._index import bodies, items
+from regraft.graph.escape import escape
 
 _FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _DTYPES: Final = frozenset(int(dtype) for dtype in ir.DataType if dtype != ir.DataType.UNDEFINED)
+_MANY: Final = 1000  # an operator that takes any number says 2**31 - 1
 _COMPLEX: Final = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
 
@@ -24,12 +30,35 @@ def check_proto(proto: onnx.ModelProto, name: str) -> None:
     Raises:
         ModelFileError: one line that names what is wrong.
     """
+    _check_text(proto, name)
     _check_graph(proto.graph, [], name)
     for function in proto.functions:
-        label = f"{name}: function {function.domain}::{function.name}"
+        label = f"{name}: function {escape(function.domain)}::{escape(function.name)}"
         defined = _defined(label, [*function.input], function.node)
         _check_nodes(function.node, [defined], label)
         _check_outputs(function.output, defined, label)
+
+
+def _check_text(message: Message, name: str) -> None:
+    """Names must be UTF-8: protobuf hands out bytes where they are not, which nothing further on expects."""
+    if isinstance(message, onnx.TensorProto):  # not its content, which may be gigabytes
+        fields = [
+            message.name,
+            message.doc_string,
+            *(part for entry in message.external_data for part in (entry.key, entry.value)),
+        ]
+        found = any(isinstance(text, bytes) for text in fields)
+    else:
+        found = False
+        for descriptor, value in message.ListFields():
+            values = value if descriptor.is_repeated else [value]
+            if descriptor.type == FieldDescriptor.TYPE_MESSAGE:
+                for inner in values:
+                    _check_text(inner, name)
+            elif descriptor.type == FieldDescriptor.TYPE_STRING:
+                found = found or any(isinstance(text, bytes) for text in values)
+    if found:
+        raise ModelFileError(f"{name}: a name in the model is no UTF-8 text ({type(message).__name__})")
 
 
 def _check_graph(graph: onnx.GraphProto, around: Sequence[set[str]], name: str) -> None:
@@ -66,7 +95,7 @@ def _check_nodes(nodes: Iterable[onnx.NodeProto], scopes: Sequence[set[str]], na
     for node in nodes:
         for operand in node.input:
             if operand and not any(operand in scope for scope in scopes):
-                where = f"node {node.name!r} ({node.op_type})"
+                where = f"node {node.name!r} ({escape(node.op_type)})"
                 raise ModelFileError(f"{name}: {where} reads {operand!r}, which nothing defines")
         for attribute in node.attribute:
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
@@ -112,6 +141,34 @@ def _stored_numbers(dtype: ir.DataType, count: int) -> int:
     if dtype in _COMPLEX:
         return 2 * count
     return -(-count * dtype.bitwidth // 8) if dtype.bitwidth in (2, 4) else count
+
+
+def check_operands(model: ir.Model, opset: int, name: str) -> None:
+    """Check that nodes have as many operands as their operators take, so that nobody needs to ask later.
+
+    Raises:
+        ModelFileError: one line that names the node.
+    """
+    for node in model.graph.all_nodes():
+        limits = _operand_limits(node.op_type, opset) if node.domain == "" else None
+        if limits is None:  # an operator of somebody else's
+            continue
+        least, most = limits
+        given = len(node.inputs)
+        if not least <= given <= most or None in node.inputs[:least]:
+            where = f"node {node.name!r} ({escape(node.op_type)})"
+            got = given - sum(operand is None for operand in node.inputs)
+            needs = str(least) if most == least else f"at least {least}" if most > _MANY else f"{least} to {most}"
+            raise ModelFileError(f"{name}: {where} needs {needs} operands; got {got}")
+
+
+@lru_cache(maxsize=1024)
+def _operand_limits(op_type: str, opset: int) -> tuple[int, int] | None:
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, "")
+    except SchemaError:
+        return None
+    return schema.min_input, schema.max_input
 
 
 def sort_nodes(model: ir.Model, name: str) -> bool:

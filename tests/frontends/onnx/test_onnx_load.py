@@ -9,6 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx_models import branches, mlp, parse, rewrite_all
 
 from regraft.errors import ModelFileError, ModelNotFoundError, ModelTypeError, RegraftError, UnsafeModelError
@@ -142,14 +145,18 @@ def test_external_data_that_is_too_short_is_refused(tmp_path: Path, entries: dic
 
 
 def test_external_data_of_a_constant_node_is_checked_too(tmp_path: Path) -> None:
-    model = parse("net (float[b, 2] x) => (float[b, 2] y) { [c] v = Constant <value = float[2] {1, 2}> () y = Add(x, v) }")
+    model = parse(
+        "net (float[b, 2] x) => (float[b, 2] y) { [c] v = Constant <value = float[2] {1, 2}> () y = Add(x, v) }"
+    )
     tensor = model.graph.node[0].attribute[0].t
     tensor.ClearField("float_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../x.bin")
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
-    wanted = "m.onnx: external data '../x.bin' of attribute 'value' of node 'c' points outside the model's folder; refused"
+    wanted = (
+        "m.onnx: external data '../x.bin' of attribute 'value' of node 'c' points outside the model's folder; refused"
+    )
     assert refusal(path, UnsafeModelError) == wanted
 
 
@@ -168,6 +175,18 @@ def test_a_value_that_nothing_defines_is_named() -> None:
     model = parse("net (float[2] x) => (float[2] y) { [a] y = Add(x, ghost) }")
     assert refusal(model) == "net: node 'a' (Add) reads 'ghost', which nothing defines"
     assert refusal(ir.from_proto(model)) == "net: node 'a' (Add) reads 'ghost', which nothing defines"
+
+
+@pytest.mark.parametrize(
+    ("node", "text"),
+    [
+        ("MatMul(x)", "'' (MatMul) needs 2 operands; got 1"),
+        ('Slice(x, "", x)', "'' (Slice) needs 3 to 5 operands; got 2"),
+        ("Max()", "'' (Max) needs at least 1 operands; got 0"),
+    ],
+)
+def test_a_node_with_too_few_operands_is_named(node: str, text: str) -> None:
+    assert refusal(parse(f"net (float[2] x) => (float[2] y) {{ y = {node} }}")) == f"net: node {text}"
 
 
 def test_an_output_that_nothing_defines_is_named() -> None:
@@ -226,7 +245,7 @@ def test_nodes_out_of_order_are_sorted_and_noted() -> None:
 
 
 @pytest.mark.parametrize("make", [mlp, branches])
-def test_what_is_done_later_does_not_change_the_protobuf_that_was_given(make) -> None:  # noqa: ANN001
+def test_what_is_done_later_does_not_change_the_protobuf_that_was_given(make) -> None:
     model = make()
     before = model.SerializeToString(deterministic=True)
     graph = load(model)
@@ -282,3 +301,22 @@ def test_a_function_of_another_opset_stays_closed_and_noted() -> None:
     model.functions[1].opset_import[0].version = 17
     graph = load(model)
     assert "function custom::Linear stays closed: it is written for ai.onnx 17, the model for 18" in graph.notes
+
+
+DAMAGED = branches().SerializeToString(deterministic=True)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_a_damaged_file_is_loaded_or_refused_in_one_line(data: st.DataObject) -> None:
+    content = bytearray(DAMAGED)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        proto = onnx.ModelProto.FromString(bytes(content))
+    except DecodeError:
+        return
+    try:
+        list(load(proto).nodes())
+    except RegraftError as error:
+        assert "\n" not in str(error)
