@@ -96,9 +96,8 @@ def _speed(files: dict[str, Path], example: dict[str, torch.Tensor], rounds: int
     measured = compare({name: lambda run=run: run(**inputs) for name, run in runs.items()}, rounds=rounds)
     for name, path in files.items():
         size, timing = path.stat().st_size / 1e6, measured.timings[name]
-        print(
-            f"{name:<18} {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {measured.ratio(name):.2f} of the original's time"
-        )
+        share = measured.ratio(name)
+        print(f"{name:<18} {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {share:.2f} of the original's time")
 
 
 if __name__ == "__main__":
