@@ -258,14 +258,16 @@ class _Manager:
         ranked = sorted(run.standing, key=lambda item: item.check.error if item.check else 0.0)
         fits, fails = 0, len(ranked)
         best: Graph = run.before
+        stage = f"{run.item.name}: fit the budget"
         while gate.by_site and fails - fits > 1:
             middle = (fits + fails) // 2
-            self.settings.report(f"{run.item.name}: fit the budget", len(ranked) - (fails - fits), len(ranked))
+            self.settings.report(stage, len(ranked) - (fails - fits), len(ranked))
             attempt = self._build(run, ranked[:middle])
             if gate.violation(attempt):
                 fails = middle
             else:
                 fits, best = middle, attempt
+        self.settings.report(stage, len(ranked), len(ranked))
         for candidate in ranked[fits:]:
             candidate.lost = reason
         run.notes.append(f"{reason}; {len(ranked) - fits} of {len(ranked)} rewrites taken back")
