@@ -32,7 +32,11 @@ names = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(st.characters(), max_size=5),  # lone surrogates included
 )
-dims = st.one_of(st.integers(0, 9), st.sampled_from(["batch", "s0", "2*s0", "(a + b)//2", "12", "-3", ""]), names)
+dims = st.one_of(
+    st.integers(0, 9),
+    st.sampled_from(["batch", "s0", "2*s0", "(a + b)//2", "12", "-3", "", " s", "s ", "s  + 1"]),
+    names,
+)
 dtypes = st.one_of(st.none(), st.sampled_from(["float32", "int4", "bool", "float8_e4m3fn"]), names)
 types = st.builds(TensorType, dtypes, st.one_of(st.none(), st.lists(dims, max_size=3).map(tuple)))
 scalars = st.one_of(

@@ -27,7 +27,7 @@ class Causes:
     """The rewrites that are known of two programs. A ledger's entry explains one change; then it is used up."""
 
     def __init__(self, before: Side, after: Side, ledger: Ledger | None) -> None:
-        self._before, self._after = before, after
+        self._annotated = dict.fromkeys(_newly_annotated(before, after))
         self._by_output: dict[str, _Story] = {}
         self._by_site: dict[str, list[_Story]] = {}
         self._by_layer: dict[str, list[_Story]] = {}
@@ -39,7 +39,7 @@ class Causes:
 
     def claims(self) -> Mapping[str, Collection[str]]:
         """Return the keys of covered nodes, by the key of the value that a rewrite computes."""
-        claims: dict[str, list[str]] = {key: [] for key in self._newly_annotated()}
+        claims: dict[str, list[str]] = {key: [] for key in self._annotated}
         for output, story in self._by_output.items():
             claims[output] = [key for entry in story.entries for key in entry.removed]
         return claims
@@ -53,7 +53,7 @@ class Causes:
                 story.told = True
                 return tuple(_cause(entry) for entry in story.entries), story.entries
         for node in after:
-            if PASS in node.metadata:
+            if any(value.key in self._annotated for value in node.outputs):
                 return (Cause(node.metadata[PASS], node.metadata.get(SITE, node.scope)),), []
         return (), []
 
@@ -66,15 +66,17 @@ class Causes:
             layer = self._by_layer.get(node.scope, ()) if node.scope else ()
             yield from (story for story in layer if story.entries[-1].op == node.op)
 
-    def _newly_annotated(self) -> Iterator[str]:
-        for node in self._after.nodes:
-            if PASS not in node.metadata:
-                continue
-            for value in node.outputs:
-                place = self._before.by_result.get(value.key)
-                known = {} if place is None else self._before.nodes[place].metadata
-                if value.key and (known.get(PASS), known.get(SITE)) != (node.metadata[PASS], node.metadata.get(SITE)):
-                    yield value.key
+
+def _newly_annotated(before: Side, after: Side) -> Iterator[str]:
+    """Keys of results whose node says that a pass wrote it, where the node of `before` does not say the same."""
+    for node in after.nodes:
+        if PASS not in node.metadata:
+            continue
+        for value in node.outputs:
+            place = before.by_result.get(value.key)
+            known = {} if place is None else before.nodes[place].metadata
+            if value.key and (known.get(PASS), known.get(SITE)) != (node.metadata[PASS], node.metadata.get(SITE)):
+                yield value.key
 
 
 def _append(stories: dict[str, list[_Story]], name: str, story: _Story) -> None:

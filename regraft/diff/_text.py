@@ -9,6 +9,7 @@ from regraft.graph.snapshot import SnapshotValue
 from regraft.graph.text import type_text
 
 UNEXPLAINED: Final = "unexplained"
+_WIDTH: Final = 160
 
 
 def diff_lines(
@@ -56,12 +57,20 @@ def _macs(summary: Summary) -> str:
     if before.macs_at is not None and after.macs_at is not None:
         text = f"{before.macs_at:,} -> {after.macs_at:,}{_at(summary)}"
     elif before.macs == after.macs:
-        text = escape(before.macs)
+        text = _shortened(before.macs)
     else:
-        text = f"{escape(before.macs)} -> {escape(after.macs)}"
+        text = f"{_shortened(before.macs)} -> {_shortened(after.macs)}"
     if not before.uncounted and not after.uncounted:
         return text
     return f"{text} (without {before.uncounted} -> {after.uncounted} nodes that cannot be counted)"
+
+
+def _shortened(expression: str) -> str:
+    """An expression, or its beginning where it is too long for a line; `to_dict` has all of it."""
+    if len(expression) <= _WIDTH:
+        return escape(expression)
+    terms = expression.count(" + ") + expression.count(" - ") + 1
+    return f"{escape(expression[:_WIDTH])}... ({terms} terms)"
 
 
 def _at(summary: Summary) -> str:

@@ -41,9 +41,12 @@ def _gemm(node: SnapshotNode, types: Sequence[TensorType | None]) -> OpCost:
 
 def _matmul(node: SnapshotNode, types: Sequence[TensorType | None]) -> OpCost:
     a, b = _shape(types, 0, 1), _shape(types, 1, 1)
+    inner = next((dim for dim in (a[-1], b[max(len(b) - 2, 0)]) if isinstance(dim, int)), a[-1])
+    result = node.outputs[0].type.shape if node.outputs else None
+    if result is not None:
+        return OpCost(numel(result) * dim_expr(inner))
     columns: Shape = b[-1:] if len(b) > 1 else ()
-    batch = _broadcast(a[:-2], b[:-2])
-    return OpCost(batch * numel(a[-2:]) * numel(columns))
+    return OpCost(_broadcast(a[:-2], b[:-2]) * numel(a[-2:-1]) * numel(columns) * dim_expr(inner))
 
 
 def _conv(node: SnapshotNode, types: Sequence[TensorType | None]) -> OpCost:
@@ -119,11 +122,11 @@ _LAYOUT = (
 )
 _ELEMENTWISE = (
     "abs add and arange bitwise_and bitwise_not bitwise_or ceil clamp clip cos dequantize_linear div "
-    "dynamic_quantize_linear elu eq equal erf exp floor full ge gelu greater greater_or_equal gt hard_sigmoid "
-    "hard_swish hardsigmoid hardswish is_inf is_na_n is_nan isnan le leaky_relu less less_or_equal log "
-    "logical_and logical_not logical_or lt masked_fill max maximum min minimum mod mul ne neg not not_equal ones "
-    "ones_like or pow quantize_linear range reciprocal relu round rsqrt rsub scalar_tensor sigmoid sign silu sin "
-    "softplus sqrt sub tanh tril triu where zeros zeros_like"
+    "dynamic_quantize_linear elu eq equal erf exp floor full full_like ge gelu greater greater_or_equal gt "
+    "hard_sigmoid hard_swish hardsigmoid hardswish is_inf is_na_n is_nan isnan le leaky_relu less less_or_equal "
+    "lift_fresh_copy log logical_and logical_not logical_or lt masked_fill max maximum min minimum mod mul ne neg "
+    "new_full new_ones new_zeros not not_equal ones ones_like or pow quantize_linear range reciprocal relu round "
+    "rsqrt rsub scalar_tensor sigmoid sign silu sin softplus sqrt sub tanh tril triu where zeros zeros_like"
 )
 _REDUCTIONS = (
     "all amax amin any arg_max arg_min argmax argmin average_pool batch_norm batch_normalization cum_sum cumsum "

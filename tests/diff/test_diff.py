@@ -268,7 +268,36 @@ def test_a_rewrite_that_both_sides_have_explains_nothing():
     assert [change.site for change in found.changes] == [LAYERS[1]]
 
 
+def test_an_old_rewrite_explains_no_later_edit_of_its_node():
+    notes = {"regraft.pass": "low-rank", "regraft.site": "one"}
+    relu = node("relu", "x", value("r", 2, 8))
+    weights = [value("d", 2, 8), value("u", 8, 2)]
+    before = [relu, node("lowrank_linear", "r d u", value("y", 2, 8), "one", {}, notes)]
+    after = [node("lowrank_linear", "x d u", value("y", 2, 8), "one", {}, notes)]
+    found = diff(snapshot([value("x", 2, 8)], weights, before, "y"), snapshot([value("x", 2, 8)], weights, after, "y"))
+    assert [(change.kind, change.causes) for change in found.changes] == [("removed", ()), ("changed", ())]
+
+
+def test_a_node_that_the_program_returned_is_no_part_of_a_site():
+    old = [node("matmul", "x w", value("m", 2, 8), "one"), node("add", "m b", value("y", 2, 8), "one")]
+    new = [node("linear", "x w b", value("y", 2, 8), "one")]
+    both = [value("x", 2, 8)], [value("w", 8, 8), value("b", 8)]
+    found = diff(snapshot(*both, old, "y m"), snapshot(*both, new, "y"))
+    assert [(change.kind, [item.op for item in change.before]) for change in found.changes] == [
+        ("removed", ["matmul"]),
+        ("replaced", ["add"]),
+    ]
+
+
 # Re-exports
+
+
+def test_a_key_that_moved_to_another_layer_is_not_followed():
+    def tower(first, second):
+        nodes = [node("relu", "x", value(first, 2), "first"), node("tanh", first, value(second, 2), "second")]
+        return snapshot([value("x", 2)], [], nodes, second)
+
+    assert not diff(tower("left", "right"), tower("right", "left"))
 
 
 def test_other_keys_alone_are_no_change_of_a_torch_graph():
@@ -404,6 +433,20 @@ def test_totals_are_symbolic_until_extents_are_given():
     assert filled.before.peak_activation_bytes == 2 * 4 * 8 * 4
     with pytest.raises(ShapeError):
         diff(before, after, dims={})
+
+
+def test_a_long_expression_is_shortened_when_printed_only():
+    def graph(count):
+        inputs = [value(f"x{place}", f"extent_{place}", 8) for place in range(count)]
+        nodes = [node("linear", f"x{place} w", value(f"y{place}", f"extent_{place}", 8)) for place in range(count)]
+        return snapshot(inputs, [value("w", 8, 8)], nodes, "y0")
+
+    found = diff(graph(39), graph(40))
+    line = str(found).split("\n")[2]
+    assert line.startswith("multiply-adds: 64*extent_0 + 64*extent_1 + ")
+    assert "... (39 terms) -> " in line
+    assert "... (40 terms)" in line
+    assert found.summary.after.macs.count("extent_") == 40
 
 
 def test_names_are_escaped_when_printed():
