@@ -17,6 +17,7 @@ from regraft.numerics.lowrank import (
     output_projection,
     rank_for,
     rank_for_energy,
+    sample_error,
     truncated_svd,
     weight_energies,
 )
@@ -163,11 +164,12 @@ def test_factors_of_the_output_projection_have_orthonormal_columns_up() -> None:
 
 @given(cases(), st.sampled_from(["svd", "lord", "afm"]))
 @LAWS
-def test_the_error_from_moments_is_the_error_measured_on_the_rows(case: Case, method: str) -> None:
+def test_errors_from_moments_and_from_a_sample_are_the_error_measured_on_the_rows(case: Case, method: str) -> None:
     moments = _moments(case.x)
     factors = _factorize(method, case, moments)
     measured = _measured(case.weight, case.bias, factors, case.x)
     assert output_error(case.weight, factors, moments, case.bias) == pytest.approx(measured, abs=1e-6)
+    assert sample_error(case.weight, factors, case.x, case.bias) == pytest.approx(measured, abs=1e-12)
 
 
 def test_the_error_from_moments_sees_a_bias_that_was_lost_or_changed() -> None:
@@ -178,6 +180,7 @@ def test_the_error_from_moments_sees_a_bias_that_was_lost_or_changed() -> None:
         measured = _measured(weight, bias, changed, x)
         assert measured > 0.1
         assert output_error(weight, changed, _moments(x), bias) == pytest.approx(measured, rel=1e-9)
+        assert sample_error(weight, changed, x, bias) == pytest.approx(measured, rel=1e-9)
     assert output_error(weight, exact, _moments(x)) > 0.1  # and one that the layer did not have
 
 
