@@ -16,6 +16,7 @@ from regraft.passes._registry import (
     spelling,
 )
 from regraft.passes._statistics import SiteStatistics
+from regraft.passes.llm_int8 import LLMInt8
 from regraft.passes.low_rank import LowRank
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Finding",
     "Gate",
     "Instrument",
+    "LLMInt8",
     "LowRank",
     "OnViolation",
     "PassLike",

@@ -1,0 +1,15 @@
+"""Which linear layers a compression pass is asked to rewrite."""
+
+from regraft.graph import LinearSite
+from regraft.passes._heads import head_reason
+from regraft.passes._pass import Reject, is_selected
+
+
+def refuse_layer(site: LinearSite, *, targets: tuple[str, ...], exclude: tuple[str, ...], heads: bool) -> Reject | None:
+    """Return why a layer is left alone: not asked for, its weight is tied, or a head that was not named; else None."""
+    if not is_selected(site.name, targets, exclude):
+        return Reject("not among the targets" if not is_selected(site.name, targets, ()) else "excluded")
+    if site.weight_readers:
+        return Reject(f"its weight is also read by {site.weight_readers[0]}, so the dense one would stay")
+    head = "" if heads or targets else head_reason(site)
+    return Reject(f"{head}; heads=true rewrites it") if head else None

@@ -1,0 +1,248 @@
+"""The pass `llm-int8`: a dense linear layer becomes one in 8-bit integers, its outliers apart."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import torch
+from torch import Tensor
+
+from regraft.errors import OptionError, VerificationError
+from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
+from regraft.numerics import int8
+from regraft.numerics.int8_state import Int8State, open_state
+from regraft.ops import Op, evaluate, int8_linear, int8_outlier_linear, int8_topk_linear
+from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
+from regraft.passes._selection import refuse_layer
+from regraft.passes._statistics import SiteStatistics
+
+Outliers = Literal["auto", "calibrated", "dynamic", "none"]
+
+BREAK_EVEN: Final = {("tensor", "fixed"): 24, ("row", "fixed"): 48, ("tensor", "dynamic"): 96, ("row", "dynamic"): 128}
+"""Smallest in · out / (in + out) of a layer that gets faster, by activations and outliers.
+
+The integer product saves in · out multiply-adds a row and costs steps over the row's `in` inputs and `out` results, so
+the ratio of the two decides.
+"""
+FEWEST_DYNAMIC: Final = 8
+"""Columns that "dynamic" looks for at least; the published method met 7 at most in models up to 13 G parameters."""
+ROWS: Final = 256
+"""Random rows on which a layer without calibration is measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Plan(Plan):
+    """One layer in 8 bits: the operands that its op has beside x and the bias, and the op's attributes."""
+
+    tensors: dict[str, Tensor]
+    attributes: dict[str, int | float]
+    insert: Op
+
+
+@dataclass(frozen=True)
+class LLMInt8(SitePass[LinearSite, Int8Plan]):
+    """Replace `linear` by products of 8-bit integers, with the few outlier columns of its input in floating point.
+
+    Weights get one scale a row, made without the outlier columns; activations are quantized when the model runs.
+
+    Attributes:
+        outliers: "calibrated" finds outlier columns on calibration inputs and keeps their original weights; "dynamic"
+            finds them in every call, needs no calibration, and restores their weights from 8 bits; "none" has none;
+            "auto" is "calibrated" where there are calibration inputs, else "dynamic".
+        threshold: a column whose magnitude reaches it is an outlier; 0 turns the rule off.
+        relative: with calibration, a column that reaches this many times the median column is one, too; 0 turns the
+            rule off.
+        cap: largest share of columns that may be outliers, in [0, 1].
+        activations: "row" has one step for each row, "tensor" one for the whole activation: faster, less accurate.
+        state: a .safetensors file, or a folder of them, with weights that bitsandbytes quantized: taken as they are.
+        targets: layers to rewrite, as globs or `re:` patterns; all when empty.
+        exclude: layers to leave alone, as globs or `re:` patterns.
+        heads: also rewrite classifier heads, poolers and layers that the model returns directly; naming a layer in
+            targets does so, too.
+        small: also rewrite layers that are too small to get faster.
+    """
+
+    name: ClassVar[str] = "llm-int8"
+    uses_calibration: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = ("low-rank", "monarch")
+
+    outliers: Outliers = "auto"
+    threshold: float = 6.0
+    relative: float = 8.0
+    cap: float = 0.01
+    activations: Literal["row", "tensor"] = "row"
+    state: str | None = None
+    targets: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    heads: bool = False
+    small: bool = False
+
+    def __post_init__(self) -> None:
+        for option, allowed in (
+            ("outliers", ("auto", "calibrated", "dynamic", "none")),
+            ("activations", ("row", "tensor")),
+        ):
+            if getattr(self, option) not in allowed:
+                raise OptionError(f"llm-int8: {option} must be {' or '.join(allowed)}; got {getattr(self, option)!r}")
+        for option in ("threshold", "relative"):
+            if not getattr(self, option) >= 0:
+                raise OptionError(f"llm-int8: {option} must be at least 0; got {getattr(self, option)}")
+        if not 0 <= self.cap <= 1:
+            raise OptionError(f"llm-int8: cap must be at least 0 and at most 1; got {self.cap}")
+        check_patterns(self.name, (*self.targets, *self.exclude))
+        if self.state is not None:
+            open_state(self.state)
+
+    def find(self, graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
+        """Return all linear layers."""
+        return find_linear_sites(graph)
+
+    def refuse(self, site: LinearSite) -> Reject | None:
+        """Refuse what is not asked for, and what is too wide or too small for integers to be of use."""
+        unasked = refuse_layer(site, targets=self.targets, exclude=self.exclude, heads=self.heads)
+        if unasked is not None:
+            return unasked
+        if site.in_features > int8.MOST_INPUTS:
+            return Reject(f"sums over {site.in_features} inputs could overflow 32 bits; at most {int8.MOST_INPUTS} fit")
+        return None
+
+    def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> Int8Plan | Reject:
+        """Find outliers, quantize, refuse what would not get smaller or faster, and measure the error."""
+        mode = self._mode(statistics)
+        if mode == "calibrated" and statistics is None:
+            return Reject("outliers=calibrated needs calibration inputs, and there are none for it")
+        refused = self._too_small(site, mode)
+        if refused is not None:
+            return refused
+        if not bool(torch.isfinite(site.weight).all()):
+            return Reject("its weight is not finite")
+        outliers = self._columns(site, statistics) if mode == "calibrated" else None
+        quantized = self._quantize(site, outliers)
+        if isinstance(quantized, Reject):
+            return quantized
+        return self._plan(site, statistics, quantized, mode, outliers)
+
+    def build(self, graph: Graph, site: LinearSite, plan: Int8Plan) -> None:
+        """Write codes and scales; a bias that did not change stays the same constant."""
+        bias = site.bias_value if site.beta == 1.0 and site.bias_fits else site.bias
+        graph.replace(site, plan.insert, {**plan.tensors, "bias": bias}, plan.attributes)
+
+    def _mode(self, statistics: SiteStatistics | None) -> Outliers:
+        if self.outliers != "auto":
+            return self.outliers
+        return "dynamic" if statistics is None else "calibrated"
+
+    def _too_small(self, site: LinearSite, mode: Outliers) -> Reject | None:
+        width = site.in_features * site.out_features / (site.in_features + site.out_features)
+        least = BREAK_EVEN[self.activations, "dynamic" if mode == "dynamic" else "fixed"]
+        if self.small or width >= least:
+            return None
+        return Reject(f"a {site.shape} layer is too small to get faster in 8 bits; small=true rewrites it")
+
+    def _columns(self, site: LinearSite, statistics: SiteStatistics | None) -> Tensor | None:
+        assert statistics is not None
+        found = int8.outlier_columns(
+            statistics.moments.peak, threshold=self.threshold, relative=self.relative, cap=self.cap
+        )
+        return found.to(site.weight.device) if len(found) else None
+
+    def _quantize(self, site: LinearSite, outliers: Tensor | None) -> int8.Quantized | Reject:
+        if self.state is None:
+            return int8.quantize_rows(site.weight, outliers)
+        state = open_state(self.state)
+        layer = state.layer_named(site.name.partition("#")[0])
+        if layer is None:
+            return Reject(f"{state.source} has no weight in 8 bits for it")
+        if site.alpha != 1.0:
+            return Reject(f"its product is scaled by {site.alpha:g}, the weight in {state.source} is not")
+        return _checked(site, state, layer)
+
+    def _plan(
+        self,
+        site: LinearSite,
+        statistics: SiteStatistics | None,
+        quantized: int8.Quantized,
+        mode: Outliers,
+        outliers: Tensor | None,
+    ) -> Int8Plan | Reject:
+        tensors = {"weight": quantized.codes, "scale": quantized.scale}
+        attributes: dict[str, int | float] = {"per_row": int(self.activations == "row")}
+        insert, kept = int8_linear.op, 0
+        if outliers is not None:
+            insert, kept = int8_outlier_linear.op, len(outliers)
+            tensors |= _outlier_operands(site, outliers)
+        elif mode == "dynamic" and self.threshold > 0:
+            insert = int8_topk_linear.op
+            columns = min(site.in_features, max(FEWEST_DYNAMIC, int8.column_budget(site.in_features, self.cap)))
+            attributes |= {"columns": columns, "threshold": self.threshold}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + _bias_bytes(site)
+        if size >= site.bytes:
+            return Reject(f"in 8 bits, with {kept} columns kept, the {site.shape} layer would not be smaller")
+        return Int8Plan(
+            op=insert.name,
+            after=_after(mode, kept, attributes),
+            announced_error=_measure(site, statistics, insert, tensors, attributes),
+            announced_on="isotropic" if statistics is None else "calibration",
+            bytes_after=size,
+            tensors=tensors,
+            attributes=attributes,
+            insert=insert,
+        )
+
+
+def _outlier_operands(site: LinearSite, outliers: Tensor) -> dict[str, Tensor]:
+    inliers = torch.ones(site.in_features, dtype=torch.bool, device=outliers.device)
+    inliers[outliers] = False
+    return {
+        "inliers": inliers,
+        "outliers": outliers,
+        "outlier_weight": site.weight.index_select(1, outliers).contiguous(),
+    }
+
+
+def _checked(site: LinearSite, state: Int8State, layer: str) -> int8.Quantized:
+    """Weights of a state dict, if they are the site's own, to a step: half by rounding, a little by types."""
+    found = state.read(layer)
+    shape = "x".join(map(str, found.codes.shape))
+    if found.codes.shape != site.weight.shape:
+        raise OptionError(f"llm-int8: {state.source}: {layer} is {shape}, the layer {site.name} is {site.shape}")
+    steps = (site.weight.double() - found.dequantize().double()).abs() / found.scale.double()[:, None]
+    if float(steps.max()) > 1:
+        raise VerificationError(
+            f"llm-int8: {state.source}: {layer} is up to {float(steps.max()):.3g} steps off the weight of {site.name}; "
+            "at most 1 is due to rounding",
+            hint="load the state's own weights into the model first: regraft.numerics.int8_state.open_state(...)",
+        )
+    return found
+
+
+def _measure(
+    site: LinearSite,
+    statistics: SiteStatistics | None,
+    op: Op,
+    tensors: dict[str, Tensor],
+    attributes: dict[str, int | float],
+) -> float:
+    """Error of the product on the calibration rows that the manager will check, or on rows of its kind, in float64."""
+    if statistics is not None:
+        rows = statistics.sample.double()
+    else:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(ROWS, site.in_features, generator=generator, dtype=torch.float64)
+    rows = rows.to(site.weight.device)
+    operands = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    with torch.no_grad():
+        found = evaluate(op, {"x": rows, **operands}, attributes)
+    wanted = rows @ site.weight.double().t()
+    total = float(wanted.norm())
+    return float((wanted - found).norm()) / total if total > 0 else 0.0
+
+
+def _bias_bytes(site: LinearSite) -> int:
+    return 0 if site.bias_value is None else site.out_features * site.weight.element_size()
+
+
+def _after(mode: Outliers, kept: int, attributes: dict[str, int | float]) -> str:
+    step = "int8 a row" if attributes["per_row"] else "int8"
+    if "columns" in attributes:
+        return f"{step}, up to {attributes['columns']} columns kept"
+    return f"{step}, {kept} columns kept" if mode == "calibrated" else step
