@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import ShapeError
-from regraft.numerics.moments import Moments
+from regraft.numerics.moments import Moments, mean_power, relative_error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +65,7 @@ def weight_energies(weight: Tensor) -> Tensor:
 
 def output_energies(weight: Tensor, moments: Moments, *, centred: bool = True, ridge: float = 0.0) -> Tensor:
     """Return the mean energies of y = W x along its principal directions, descending, in float64."""
-    return _principal_directions(weight.double(), _input_moment(moments, centred, ridge))[1]
+    return _principal_directions(weight.double(), moments.regularized(centred=centred, ridge=ridge))[1]
 
 
 def truncated_svd(weight: Tensor, rank: int, bias: Tensor | None = None) -> Factors:
@@ -94,7 +94,7 @@ def truncated_svd(weight: Tensor, rank: int, bias: Tensor | None = None) -> Fact
         down=(root[:, None] * vt[:rank]).to(weight.dtype).contiguous(),
         up=(u[:, :rank] * root).to(weight.dtype).contiguous(),
         bias=bias,
-        error=_relative(tail, total),
+        error=relative_error(tail, total),
     )
 
 
@@ -131,7 +131,7 @@ def output_projection(
             f"{weight.shape[1]} inputs"
         )
     w = weight.double()
-    basis = _principal_directions(w, _input_moment(moments, centred, ridge))[0][:, :rank]
+    basis = _principal_directions(w, moments.regularized(centred=centred, ridge=ridge))[0][:, :rank]
     down = basis.t() @ w
     residual = w - basis @ down
     mean = moments.mean.to(w.device)
@@ -144,7 +144,7 @@ def output_projection(
         down=down.to(weight.dtype).contiguous(),
         up=basis.to(weight.dtype).contiguous(),
         bias=new_bias,
-        error=_relative(_power(residual, measured), _power(w, moments.gram)),
+        error=relative_error(mean_power(residual, measured), mean_power(w, moments.gram)),
     )
 
 
@@ -158,8 +158,8 @@ def output_error(weight: Tensor, factors: Factors, moments: Moments, bias: Tenso
     if factors.bias is not None:
         offset -= factors.bias.double()
     cross = float(2 * offset @ (difference @ moments.mean.to(w.device)))
-    tail = _power(difference, moments.gram) + cross + float(offset @ offset)
-    return _relative(tail, _power(w, moments.gram))
+    tail = mean_power(difference, moments.gram) + cross + float(offset @ offset)
+    return relative_error(tail, mean_power(w, moments.gram))
 
 
 def sample_error(weight: Tensor, factors: Factors, x: Tensor, bias: Tensor | None = None) -> float:
@@ -171,15 +171,7 @@ def sample_error(weight: Tensor, factors: Factors, x: Tensor, bias: Tensor | Non
         difference += bias.double()
     if factors.bias is not None:
         difference -= factors.bias.double()
-    return _relative(float(difference.square().sum()), float(product.square().sum()))
-
-
-def _input_moment(moments: Moments, centred: bool, ridge: float) -> Tensor:
-    moment = moments.covariance if centred else moments.gram
-    if ridge > 0:
-        power = float(moment.diagonal().mean())
-        moment = moment + ridge * power * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return moment
+    return relative_error(float(difference.square().sum()), float(product.square().sum()))
 
 
 def _principal_directions(w: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,15 +186,6 @@ def _principal_directions(w: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     span, inner = torch.linalg.qr(w)
     energies, vectors = torch.linalg.eigh(inner @ moment @ inner.t())
     return span @ vectors.flip(-1), energies.flip(-1).clamp_min(0)
-
-
-def _power(matrix: Tensor, moment: Tensor) -> float:
-    """tr(matrix · moment · matrixᵀ): mean of ‖matrix · x‖²."""
-    return float(((matrix @ moment.to(matrix.device)) * matrix).sum())
-
-
-def _relative(tail: float, total: float) -> float:
-    return (max(tail, 0.0) / total) ** 0.5 if total > 0 else 0.0
 
 
 def _check(weight: Tensor, rank: int) -> None:

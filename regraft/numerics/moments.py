@@ -63,3 +63,21 @@ class Moments:
     def covariance(self) -> Tensor:
         """E[(x - mean)(x - mean)ᵀ], [n, n]."""
         return self.gram - torch.outer(self.mean, self.mean)
+
+    def regularized(self, *, centred: bool, ridge: float) -> Tensor:
+        """Covariance (or E[x xᵀ], when not centred) with a share `ridge` of its mean power added in every direction."""
+        moment = self.covariance if centred else self.gram
+        if ridge > 0:
+            power = float(moment.diagonal().mean())
+            moment = moment + ridge * power * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        return moment
+
+
+def mean_power(matrix: Tensor, moment: Tensor) -> float:
+    """Return tr(matrix · moment · matrixᵀ), the mean of ‖matrix · x‖² over inputs x with that second moment."""
+    return float(((matrix @ moment.to(matrix.device)) * matrix).sum())
+
+
+def relative_error(tail: float, total: float) -> float:
+    """Return sqrt(tail / total) of two mean squares; 0 when there is nothing to be wrong about."""
+    return (max(tail, 0.0) / total) ** 0.5 if total > 0 else 0.0
