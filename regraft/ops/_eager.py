@@ -151,7 +151,7 @@ class TorchBuilder:
         return torch.nn.functional.pad(x, (0, count))
 
     def gather(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:
-        return torch.index_select(x, axis, indices)
+        return torch.index_select(x.to(indices.device), axis, indices)  # a table is made on the CPU
 
     def scatter(self, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
         return torch.scatter(x, -1, indices, updates)

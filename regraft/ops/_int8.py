@@ -11,14 +11,12 @@ column that is masked to zeros contributes nothing.
 
 import sympy
 
-from regraft.graph.cost_types import OpCost
+from regraft.graph.cost_types import Arithmetic, OpCost
 from regraft.graph.symbols import dim_expr, numel
 from regraft.graph.types import TensorType
+from regraft.numerics.int8 import MOST_INPUTS
 from regraft.ops._builder import Builder, V
 from regraft.ops._op import require
-
-MOST_INPUTS = 2**31 // (255 * 127)
-"""Widest layer whose sums of products stay within int32 (66 311)."""
 
 
 def int8_product(b: Builder[V], x: V, weight: V, scale: V, *, per_row: int) -> V:
@@ -75,4 +73,14 @@ def product_cost(x: TensorType, weight: TensorType) -> OpCost:
     if x.shape is None or weight.shape is None:
         return OpCost()
     rows, outputs, inputs = numel(x.shape[:-1]), dim_expr(weight.shape[0]), dim_expr(weight.shape[1])
-    return OpCost(macs=rows * inputs * outputs, transient_bytes=rows * sympy.Max(inputs, 4 * outputs))
+    macs = rows * inputs * outputs
+    return OpCost(
+        macs=macs,
+        transient_bytes=rows * sympy.Max(inputs, 4 * outputs),
+        arithmetic={"multiply int8": macs, "add int32": macs, **scaling(rows, inputs, outputs)},
+    )
+
+
+def scaling(rows: sympy.Expr, inputs: sympy.Expr, outputs: sympy.Expr) -> dict[Arithmetic, sympy.Expr]:
+    """Return the arithmetic around an integer product: every input and every result is scaled once."""
+    return {"multiply float32": rows * (inputs + outputs)}

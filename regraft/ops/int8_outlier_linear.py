@@ -38,15 +38,22 @@ def infer(
 ) -> TensorType:
     """Return the type of y: x's leading dims, then `out`."""
     check_layer(op.name, x, weight, scale, bias)
+    check_outliers(op.name, weight, inliers, outliers, outlier_weight)
+    return result_type(x, weight)
+
+
+def check_outliers(
+    name: str, weight: TensorType, inliers: TensorType, outliers: TensorType, outlier_weight: TensorType
+) -> None:
+    """Raise ShapeError unless the operands of the columns in floating point fit those of the others."""
     assert weight.shape is not None
     rows, columns = weight.shape
-    require(inliers.shape == (columns,), f"{op.name}: inliers must be [{columns}]; got {inliers}")
-    require(outliers.rank == 1, f"{op.name}: outliers must be 1-D; got {outliers}")
+    require(inliers.shape == (columns,), f"{name}: inliers must be [{columns}]; got {inliers}")
+    require(outliers.rank == 1, f"{name}: outliers must be 1-D; got {outliers}")
     assert outliers.shape is not None
     wanted = (rows, *outliers.shape)
     shown = f"[{rows}, {outliers.shape[0]}]"
-    require(outlier_weight.shape == wanted, f"{op.name}: outlier_weight must be {shown}; got {outlier_weight}")
-    return result_type(x, weight)
+    require(outlier_weight.shape == wanted, f"{name}: outlier_weight must be {shown}; got {outlier_weight}")
 
 
 def decompose(
@@ -85,7 +92,7 @@ def cost(
     if x.shape is None or outlier_weight.shape is None:
         return found
     few = numel(x.shape[:-1]) * dim_expr(outlier_weight.shape[0]) * dim_expr(outlier_weight.shape[1])
-    return OpCost(macs=found.macs + few, transient_bytes=found.transient_bytes)
+    return found.with_floating(few)
 
 
 def _shapes(x: tuple[int, ...], out: int, few: int, bias: bool = True) -> dict[str, tuple[int, ...] | Ints]:

@@ -88,7 +88,7 @@ def cost(
     if x.shape is None or weight.shape is None:
         return found
     few = numel(x.shape[:-1]) * columns * dim_expr(weight.shape[0])
-    return OpCost(macs=found.macs + few, transient_bytes=found.transient_bytes)
+    return found.with_floating(few)
 
 
 def _shapes(x: tuple[int, ...], out: int, bias: bool = True) -> dict[str, tuple[int, ...] | Ints]:
