@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshot_strategies import any_snapshot, node, snapshot, value
 
@@ -132,6 +132,7 @@ pairs = st.one_of(st.tuples(any_snapshot, any_snapshot), edited())
 ledgers = st.one_of(st.none(), st.just(ledger(entry(LAYERS[0], 0), entry(LAYERS[1], 1), entry("x", 0, output=""))))
 
 
+@settings(max_examples=50)
 @given(pairs, ledgers)
 def test_every_node_is_accounted_for_exactly_once(graphs, story):
     before, after = graphs
@@ -143,12 +144,14 @@ def test_every_node_is_accounted_for_exactly_once(graphs, story):
         assert not Counter(listed) - Counter(there)
 
 
+@settings(max_examples=50)
 @given(pairs, ledgers)
 def test_a_diff_comes_back_from_plain_data(graphs, story):
     found = diff(*graphs, story)
     assert GraphDiff.from_dict(found.to_dict()) == found
 
 
+@settings(max_examples=50)
 @given(pairs, ledgers)
 def test_a_diff_is_the_same_every_time_and_safe_to_print(graphs, story):
     found = diff(*graphs, story)
