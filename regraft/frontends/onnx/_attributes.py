@@ -10,6 +10,7 @@ from regraft.frontends.onnx._tensors import dtype_label, tensor_type
 from regraft.graph.view import Attribute
 
 _SHOWN_ELEMENTS: Final = 8
+_DTYPES: Final = frozenset(int(dtype) for dtype in ir.DataType)
 
 _DEFAULTS: Final[Mapping[str, Mapping[str, Attribute]]] = {
     "gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0},
@@ -19,15 +20,19 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Attribute]]] = {
 }
 
 
-def attributes_of(node: ir.Node, op: str) -> dict[str, Attribute]:
-    """Return a node's attributes by name; `op` is its canonical name. Bodies of If, Loop and Scan are left out."""
+def attributes_of(node: ir.Node, op: str, rank: int | None = None) -> dict[str, Attribute]:
+    """Return a node's attributes by name. Bodies of If, Loop and Scan are left out.
+
+    Args:
+        node: the node.
+        op: its canonical name.
+        rank: number of dims of its first operand, as far as it is known.
+    """
     own = {name: plain(attribute) for name, attribute in node.attributes.items() if not is_body(attribute)}
     attributes = {**_DEFAULTS.get(op, {}), **own}
-    if op == "transpose" and "perm" not in attributes:
-        operand = node.inputs[0] if node.inputs else None
-        if operand is not None and operand.shape is not None:
-            attributes["perm"] = tuple(reversed(range(len(operand.shape))))
-    if op == "cast" and isinstance(attributes.get("to"), int):
+    if op == "transpose" and rank is not None:
+        attributes.setdefault("perm", tuple(reversed(range(rank))))
+    if op == "cast" and attributes.get("to") in _DTYPES:
         attributes["to"] = dtype_label(ir.DataType(cast(int, attributes["to"])))
     return attributes
 

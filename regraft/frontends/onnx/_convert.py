@@ -10,19 +10,20 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 from onnx.checker import ValidationError
-from onnx.defs import SchemaError
+from onnx.defs import OpSchema
 
 from regraft.errors import ExportError
 from regraft.frontends.onnx._canonical import DOMAIN, structured_op
 from regraft.frontends.onnx._functions import FUNCTIONS_SINCE_IR, Numbers, function_for
 from regraft.frontends.onnx._index import bodies
-from regraft.frontends.onnx._opset import OLDEST, default_opset, newest_opset
+from regraft.frontends.onnx._opset import OLDEST, default_opset, newest_opset, schema_of
 from regraft.frontends.onnx._tensors import dtype_label
 from regraft.frontends.onnx._views import constant_of
 from regraft.graph.escape import escape
 
 _SMALL: Final = 4096  # elements: axes, shapes and the like, which some converters turn into attributes
 _BODIES: Final = frozenset({"If", "Loop", "Scan"})  # between opsets only the types that they take changed
+_OTHER_MEANING: Final = frozenset({"GroupNormalization"})  # scale and bias of each group, then of each channel
 
 
 def convert_opset(model: ir.Model, opset: int, name: str) -> None:
@@ -71,18 +72,13 @@ def _convert_graph(graph: ir.Graph, before: int, after: int, name: str) -> None:
 
 
 def _changes(node: ir.Node, before: int, after: int, name: str) -> bool:
-    """Whether the operator's definition changed between the two versions."""
-    old, new = _since(node.op_type, before), _since(node.op_type, after)
-    if old is not None and new is None:
+    """Whether the operator's definition changed between the two versions, by more than the types that it takes."""
+    old, new = schema_of(node.op_type, before), schema_of(node.op_type, after)
+    if old is None:  # an operator of somebody else's
+        return False
+    if new is None:
         raise ExportError(f"{name}: {_label(node)} does not exist in opset {after}")
-    return old != new
-
-
-def _since(op_type: str, opset: int) -> int | None:
-    try:
-        return onnx.defs.get_schema(op_type, opset, "").since_version
-    except SchemaError:
-        return None
+    return old.since_version != new.since_version and _signature(old) != _signature(new)
 
 
 def _label(node: ir.Node) -> str:
@@ -94,14 +90,12 @@ def _convert_node(graph: ir.Graph, node: ir.Node, before: int, after: int, name:
     try:
         converted = onnx.version_converter.convert_version(proto, after)
     except (RuntimeError, ValidationError) as error:
+        if _means_the_same(node, before, after):
+            return
         reason = str(error).strip().split("\n", maxsplit=1)[0].split("failed: ")[-1]
         raise ExportError(f"{name}: {_label(node)} cannot be converted to opset {after}: {reason}") from error
     new_nodes, results = _spliced(converted.graph, sources, [f"o{place}" for place in range(len(node.outputs))])
-    main = (
-        new_nodes[-1]
-        if new_nodes[-1].op_type == node.op_type
-        else next((new for new in new_nodes if new.op_type == node.op_type), new_nodes[-1])
-    )
+    main = next((new for new in reversed(new_nodes) if new.op_type == node.op_type), new_nodes[-1])
     main.name, main.doc_string = node.name, node.doc_string
     for new in new_nodes:
         new.metadata_props.update(node.metadata_props)
@@ -109,6 +103,32 @@ def _convert_node(graph: ir.Graph, node: ir.Node, before: int, after: int, name:
     for value in sources.values():
         if value.is_initializer() and not value.uses() and not value.is_graph_input() and value.graph is not None:
             value.graph.initializers.pop(str(value.name))
+
+
+def _signature(schema: OpSchema) -> tuple[object, ...]:
+    """Operands, results and attributes of an operator, without the element types."""
+    attributes = {name: _default(attribute) for name, attribute in schema.attributes.items()}
+    return _operands(schema.inputs), _operands(schema.outputs), sorted(attributes.items())
+
+
+def _operands(parameters: Sequence[OpSchema.FormalParameter]) -> tuple[tuple[str, str], ...]:
+    return tuple((parameter.name, str(parameter.option)) for parameter in parameters)
+
+
+def _default(attribute: OpSchema.Attribute) -> bytes:
+    return attribute.default_value.SerializeToString() + bytes([attribute.required])
+
+
+def _means_the_same(node: ir.Node, before: int, after: int) -> bool:
+    """Whether the two versions differ only in attributes that the node does not have; onnx lacks some converters."""
+    old, new = schema_of(node.op_type, before), schema_of(node.op_type, after)
+    if old is None or new is None or node.op_type in _OTHER_MEANING:
+        return False
+    of_old, of_new = ({name: _default(one) for name, one in schema.attributes.items()} for schema in (old, new))
+    differing = {name for name in of_old | of_new if of_old.get(name) != of_new.get(name)}
+    same_operands = (_operands(old.inputs), _operands(old.outputs)) == (_operands(new.inputs), _operands(new.outputs))
+    only_added = all(name not in of_old or name not in of_new for name in differing)
+    return same_operands and only_added and not differing & set(node.attributes)
 
 
 def _alone(node: ir.Node, opset: int) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:

@@ -4,6 +4,7 @@ Checked on the protobuf, where the mistakes still are: the native form has no pl
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
@@ -12,15 +13,14 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from onnx.defs import SchemaError
 
 from regraft.errors import ModelFileError
 from regraft.frontends.onnx._index import bodies, items
+from regraft.frontends.onnx._opset import schema_of
 from regraft.graph.escape import escape
 
 _FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _DTYPES: Final = frozenset(int(dtype) for dtype in ir.DataType if dtype != ir.DataType.UNDEFINED)
-_MANY: Final = 1000  # an operator that takes any number says 2**31 - 1
 _COMPLEX: Final = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 
 
@@ -144,31 +144,41 @@ def _stored_numbers(dtype: ir.DataType, count: int) -> int:
 
 
 def check_operands(model: ir.Model, opset: int, name: str) -> None:
-    """Check that nodes have as many operands as their operators take, so that nobody needs to ask later.
+    """Check that nodes have the operands that their operators need, so that nobody needs to ask later.
 
     Raises:
         ModelFileError: one line that names the node.
     """
     for node in model.graph.all_nodes():
-        limits = _operand_limits(node.op_type, opset) if node.domain == "" else None
-        if limits is None:  # an operator of somebody else's
+        needs = _needs(node.op_type, opset) if node.domain == "" else None
+        if needs is None:  # an operator of somebody else's
             continue
-        least, most = limits
-        given = len(node.inputs)
-        if not least <= given <= most or None in node.inputs[:least]:
-            where = f"node {node.name!r} ({escape(node.op_type)})"
-            got = given - sum(operand is None for operand in node.inputs)
-            needs = str(least) if most == least else f"at least {least}" if most > _MANY else f"{least} to {most}"
-            raise ModelFileError(f"{name}: {where} needs {needs} operands; got {got}")
+        given = tuple(operand is not None for operand in node.inputs)
+        missing = next((at for at in needs.required if at >= len(given) or not given[at]), None)
+        where = f"{name}: node {node.name!r} ({escape(node.op_type)})"
+        if missing is not None:
+            raise ModelFileError(f"{where} needs {len(needs.required)} operands; number {missing + 1} is missing")
+        if len(given) > needs.most:
+            raise ModelFileError(f"{where} takes {needs.most} operands; got {len(given)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """Places of operands that must be there, and how many there may be."""
+
+    required: tuple[int, ...]
+    most: int
 
 
 @lru_cache(maxsize=1024)
-def _operand_limits(op_type: str, opset: int) -> tuple[int, int] | None:
-    try:
-        schema = onnx.defs.get_schema(op_type, opset, "")
-    except SchemaError:
+def _needs(op_type: str, opset: int) -> _Needs | None:
+    schema = schema_of(op_type, opset)
+    if schema is None:
         return None
-    return schema.min_input, schema.max_input
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    required = tuple(at for at, operand in enumerate(schema.inputs) if operand.option == single)
+    least = tuple(range(schema.min_input)) if len(schema.inputs) < schema.min_input else required
+    return _Needs(least, schema.max_input)
 
 
 def sort_nodes(model: ir.Model, name: str) -> bool:

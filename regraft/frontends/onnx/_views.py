@@ -130,9 +130,13 @@ class Views:
             scope=scope_of(native),
             inputs=LazyValues(self, _operands(native)),
             outputs=[self.value(output) for output in native.outputs],
-            attributes=attributes_of(native, op),
+            attributes=attributes_of(native, op, self._rank(native)),
             metadata=native.metadata_props,
         )
+
+    def _rank(self, native: ir.Node) -> int | None:
+        first = native.inputs[0] if native.inputs else None
+        return None if first is None else self.value(first).type.rank
 
 
 def is_constant(node: ir.Node) -> bool:

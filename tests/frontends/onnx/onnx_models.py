@@ -1,14 +1,16 @@
 """Small ONNX models, written as text, that the tests of the ONNX frontend share."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 import onnx.parser
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor
 
-from regraft.frontends.onnx import OnnxGraph, load
+from regraft.frontends.onnx import OnnxGraph
 from regraft.graph import LinearSite, find_linear_sites
 from regraft.ops import get_op
 
@@ -27,6 +29,8 @@ def parse(text: str, weights: Mapping[str, tuple[int, ...]] | None = None, opset
 
 def _dot(graph: onnx.GraphProto) -> None:
     for node in graph.node:
+        if not node.domain:
+            node.ClearField("domain")  # the parser writes it out
         node.input[:] = [name.replace("__", ".") for name in node.input]
         for attribute in node.attribute:
             _dot(attribute.g)
@@ -63,10 +67,6 @@ def branches() -> onnx.ModelProto:
     return parse(text, {"w": (6, 4), "layer.bias": (4,)})
 
 
-def graph(model: onnx.ModelProto) -> OnnxGraph:
-    return load(model)
-
-
 def sites(graph: OnnxGraph) -> dict[str, LinearSite]:
     return {site.name: site for site in find_linear_sites(graph)[0]}
 
@@ -82,3 +82,29 @@ def full_rank(site: LinearSite) -> dict[str, Tensor | None]:
 def rewrite_all(graph: OnnxGraph) -> None:
     for site in find_linear_sites(graph)[0]:
         graph.replace(site, LOWRANK, full_rank(site))
+
+
+def chain(length: int) -> onnx.ModelProto:
+    """Linear layers one behind the other, each of two nodes."""
+    nodes: list[onnx.NodeProto] = []
+    weights: list[TensorProto] = []
+    for place in range(length):
+        nodes.append(helper.make_node("MatMul", [f"v{place}", f"w{place}"], [f"p{place}"], name=f"m{place}"))
+        nodes.append(helper.make_node("Add", [f"p{place}", f"b{place}"], [f"v{place + 1}"], name=f"a{place}"))
+        weights.append(onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), f"w{place}"))
+        weights.append(onnx.numpy_helper.from_array(np.zeros(8, np.float32), f"b{place}"))
+    names = [name for place in range(length) for name in (f"p{place}", f"v{place + 1}")][:-1]
+    types = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in names]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in ("v0", f"v{length}")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights, value_info=types)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def seconds(count: int, action: Callable[[], object]) -> float:
+    """Least time of a few tries, so that a busy machine does not matter."""
+    times: list[float] = []
+    for _ in range(count):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
