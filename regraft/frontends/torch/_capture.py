@@ -144,12 +144,13 @@ def _attempts(model: nn.Module, example: Example, dynamic_shapes: Any) -> Iterat
 
 def _trace(model: nn.Module, attempt: _Attempt) -> fx.GraphModule | Exception:
     """Trace once; return what torch raised when it could not."""
+    example = attempt.example.copied()
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(
                 model,
-                attempt.example.args,
-                attempt.example.kwargs,
+                example.args,
+                example.kwargs,
                 dynamic_shapes=attempt.dynamic_shapes,
                 strict=attempt.strict,
             )

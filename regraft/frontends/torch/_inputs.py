@@ -33,6 +33,11 @@ class Example:
         args, kwargs = pytree.tree_map_only(Tensor, partial(_grown, places=places), (self.args, self.kwargs))
         return Example(args, kwargs)
 
+    def copied(self) -> "Example":
+        """Return the example with tensors of its own: torch.export marks those that it gets as dynamic, for good."""
+        args, kwargs = pytree.tree_map_only(Tensor, _copied, (self.args, self.kwargs))
+        return Example(args, kwargs)
+
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shapes of all tensors in order."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
@@ -116,6 +121,10 @@ def _names_behind_kwargs(parameters: Mapping[str, inspect.Parameter]) -> Sequenc
             unpacked = typing.get_args(parameter.annotation)  # Unpack[SomeTypedDict]
             return list(unpacked[0].__annotations__) if unpacked else None
     return ()
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _grown(tensor: Tensor, places: Sequence[int]) -> Tensor:

@@ -69,12 +69,13 @@ class TensorStore:
 
     def free_name(self, path: str, leaf: str) -> str:
         """Return a name for a new tensor of a layer, "<path>.<leaf>" as far as that can be a name and is not taken."""
-        owner, parts = self.module, list[str]()
+        owner: nn.Module | None = self.module
+        parts: list[str] = []
         for part in path.split(".") if path else ():
-            wanted = _unused(owner, re.sub(r"\W", "_", part) or "_", allow_module=True) if owner else part
-            owner = owner._modules.get(wanted) if owner else None
-            parts.append(wanted)
-        return ".".join([*parts, _unused(owner, leaf, allow_module=False) if owner else leaf])
+            wanted = re.sub(r"\W", "_", part) or "_"
+            parts.append(wanted if owner is None else _unused(owner, wanted, allow_module=True))
+            owner = None if owner is None else owner._modules.get(parts[-1])
+        return ".".join([*parts, leaf if owner is None else _unused(owner, leaf, allow_module=False)])
 
     def add(self, name: str, tensor: Tensor, *, requires_grad: bool) -> None:
         """Put a new tensor: a parameter when it holds floating-point numbers, else a buffer."""

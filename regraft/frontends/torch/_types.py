@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import sympy
 import torch
 from torch import Tensor
 
@@ -25,7 +26,6 @@ class Typer:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self.names: Final = dict(names)
-        self._symbol: Final = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b") if names else None
         self._texts: Final[dict[Any, str]] = {}
 
     def type_of(self, value: Any) -> TensorType:
@@ -43,13 +43,18 @@ class Typer:
             return int(expression)
         text = self._texts.get(expression)
         if text is None:
-            text = self._texts[expression] = self._print(str(expression))
+            text = self._texts[expression] = self._print(expression)
         return text
 
-    def _print(self, text: str) -> str:
+    def _print(self, expression: Any) -> str:
+        # Renamed before it is printed: sympy orders the factors of a product by their names.
+        renamed = {
+            symbol: sympy.Symbol(self.names[str(symbol)], integer=True, positive=True)
+            for symbol in expression.free_symbols
+            if str(symbol) in self.names
+        }
         # The dims of Regraft are products and sums: s0**2 is written s0*s0.
-        text = _POWER.sub(lambda found: "*".join([found[1]] * int(found[2])), text)
-        return text if self._symbol is None else self._symbol.sub(lambda found: self.names[found[0]], text)
+        return _POWER.sub(lambda found: "*".join([found[1]] * int(found[2])), str(expression.xreplace(renamed)))
 
 
 def name_dims(inputs: Iterable[tuple[str, Any]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Every structured op as a torch op, on every example: the same meaning, traced, differentiated and checked by torch."""
+"""Every structured op as a torch op, on every example: the same meaning, traced, differentiated, checked."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_float32_agrees_with_the_oracle_up_to_rounding(op: Op, example: Example)
 @pytest.mark.parametrize(("op", "example"), CASES)
 def test_tracing_keeps_one_node_that_runs_at_other_extents(op: Op, example: Example) -> None:
     given = operands(op, example.tensors())
-    shapes = ({place: Dim.AUTO for place in example.dynamic}, *[None] * (len(given) - 1))
+    shapes = (dict.fromkeys(example.dynamic, Dim.AUTO), *[None] * (len(given) - 1))
     with torch.no_grad():
         program = torch.export.export(Holder(op, example), given, dynamic_shapes={"given": shapes})
         program = program.run_decompositions({})
