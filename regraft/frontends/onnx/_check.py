@@ -1,8 +1,5 @@
 """Checking a model with ONNX's own checker and shape inference, without reading its weights."""
 
-import re
-from typing import Final
-
 import onnx
 import onnx_ir as ir
 from onnx.checker import ValidationError
@@ -10,8 +7,7 @@ from onnx.shape_inference import InferenceError
 
 from regraft.errors import GraphError
 from regraft.frontends.onnx._session import light_proto
-
-_NODE: Final = re.compile(r"node(?: with)?,? ?(?:name|Name):? ?\(?([^)\s]+)", re.IGNORECASE)
+from regraft.graph.escape import escape
 
 
 def check_model(model: ir.Model, name: str) -> None:
@@ -20,9 +16,8 @@ def check_model(model: ir.Model, name: str) -> None:
     Raises:
         GraphError: one line that names what is broken.
     """
-    proto = skeleton(model)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(_with_shaped_outputs(skeleton(model)), full_check=True)
     except (ValidationError, InferenceError) as error:
         raise GraphError(f"{name}: {_one_line(error)}") from error
 
@@ -42,6 +37,24 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def _with_shaped_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The checker wants every output to have a shape, and many good models leave it out.
+
+    Shapes are inferred; an output that stays without one is not shown to the checker (its node is).
+    """
+    if all(_has_shape(output) for output in proto.graph.output):
+        return proto
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    kept = [output for output in inferred.graph.output if _has_shape(output)]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+    return proto
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    return value.type.WhichOneof("value") != "tensor_type" or value.type.tensor_type.HasField("shape")
+
+
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
+    return escape(" ".join(lines))

@@ -19,6 +19,7 @@ SITE: Final = "regraft.site"
 
 _PARAMETER: Final = re.compile(r"(?P<layer>.+)\.(weight|bias|gamma|beta)$")
 _QUOTED: Final = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+_NO_MODULE: Final = "_empty_nn_module_stack"  # torch's mark for what its own passes add
 _STRICT_EXPORT: Final = re.compile(r"^L\['self'\]\.?")
 
 
@@ -38,7 +39,9 @@ def scope_of(node: ir.Node) -> str:
 def _innermost(scopes: str) -> str:
     """The last module of the list; its last entry is the operation itself. Read as text: the file is not trusted."""
     names = [single or double for single, double in _QUOTED.findall(scopes)]
-    return _STRICT_EXPORT.sub("", names[-2]) if len(names) > 1 else ""
+    if len(names) < 2 or names[-2].startswith(_NO_MODULE):
+        return ""
+    return _STRICT_EXPORT.sub("", names[-2])
 
 
 def _layers(node: ir.Node) -> Iterator[str]:
