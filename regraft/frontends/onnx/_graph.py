@@ -13,7 +13,7 @@ from regraft.frontends.onnx._evaluate import evaluate
 from regraft.frontends.onnx._functions import Numbers
 from regraft.frontends.onnx._index import Index
 from regraft.frontends.onnx._opset import default_opset
-from regraft.frontends.onnx._replace import Surgeon
+from regraft.frontends.onnx._replace import MadeFunctions, Surgeon
 from regraft.frontends.onnx._run import Runner
 from regraft.frontends.onnx._tensors import to_torch, value_type
 from regraft.frontends.onnx._views import Views, constant_of
@@ -52,6 +52,7 @@ class OnnxGraph:
         self._name = name
         self._inferred = inferred or {}
         self._index = index or Index.of(model.graph)
+        self._made: MadeFunctions = {}
         self._views: Views | None = None
         self._runner: Runner | None = None
 
@@ -115,7 +116,7 @@ class OnnxGraph:
         known = op if isinstance(op, Op) else get_op(op.name)
         numbers = _numbers(known, attributes or {})
         self._views = self._runner = None
-        Surgeon(self.model, self._index, self.opset).replace(site, known, tensors, numbers)
+        Surgeon(self.model, self._index, self.opset, self._made).replace(site, known, tensors, numbers)
 
     def annotate(self, key: str, metadata: Mapping[str, str]) -> None:
         """Add metadata to the node that produces the value `key`."""

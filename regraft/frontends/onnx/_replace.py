@@ -1,6 +1,6 @@
 """Putting one structured op in the place of a site, in time that does not depend on the size of the graph."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -24,14 +24,18 @@ from regraft.graph.graph import Replacement
 from regraft.graph.view import Value
 from regraft.ops import Op
 
+MadeFunctions = dict[tuple[object, ...], ir.OperatorIdentifier]
+"""Functions that the graph itself has added, by what they were made for."""
+
 
 @dataclass(frozen=True)
 class Surgeon:
-    """The model being rewritten and the index that has to follow."""
+    """The model being rewritten and the index that has to follow; `made` saves making the same function anew."""
 
     model: ir.Model
     index: Index
     opset: int
+    made: MadeFunctions
 
     def replace(
         self, site: Replacement, op: Op, tensors: Mapping[str, Tensor | Value | None], attributes: Numbers
@@ -49,19 +53,18 @@ class Surgeon:
         activations = {name: self._value(site, key) for name, key in site.operands.items()}
         shared = {name: self._constant(site, value) for name, value in tensors.items() if isinstance(value, Value)}
         fresh = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-        present = [operand.name for operand in op.operands if operand.name in activations | shared | fresh]
-        self._check_operands(site, op, present, holder.graph, activations | shared)
+        known = activations | shared
+        present = [operand.name for operand in op.operands if operand.name in known | fresh]
+        _check_names(site, op, present, [*site.operands, *tensors])
+        self._check_visible(site, holder.graph, known)
         numbers = complete_attributes(op, attributes)
-        dtypes = {name: dtype_label(value.dtype) for name, value in (activations | shared).items()}
-        known = {name: label for name, label in dtypes.items() if label is not None}
         function = self._function(op, present, numbers, known)
-        inputs = activations | shared | {name: self._weight(site, op, name, tensor) for name, tensor in fresh.items()}
-        turned = [self._turn(site, inputs[name], holder) for name in shared if name in op.linear_weights]
-        inputs |= {name: node.outputs[0] for name, node in zip(_turnable(shared, op), turned, strict=True)}
-        node = call_of(
-            function, [inputs[name] for name in present], numbers, self.index.unused_node_name(site.name, holder.graph)
-        )
-        self._insert(node, old, holder)
+        operands = known | {name: self._weight(site, op, name, tensor) for name, tensor in fresh.items()}
+        for name in shared:
+            if name in op.linear_weights:
+                operands[name] = self._turned(site, operands[name], holder)
+        name = self.index.unused_node_name(site.name, holder.graph)
+        self._insert(call_of(function, [operands[name] for name in present], numbers, name), old, holder)
         self._sweep([holder, *covered])
 
     def _value(self, site: Replacement, key: str) -> ir.Value:
@@ -82,31 +85,33 @@ class Surgeon:
             raise GraphError(f"{site.name}: {shared.key} is no constant and cannot be shared")
         return value
 
-    def _check_operands(
-        self, site: Replacement, op: Op, present: list[str], graph: ir.Graph, values: Mapping[str, ir.Value]
-    ) -> None:
-        missing = [operand.name for operand in op.operands if not operand.optional and operand.name not in present]
-        if missing:
-            raise GraphError(f"{site.name}: {op.name} needs {', '.join(missing)}; got {', '.join(present)}")
+    def _check_visible(self, site: Replacement, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
         visible = set(self.index.scopes(graph))
         for name, value in values.items():
             if value.graph not in visible:
                 key = self.index.value_key(value)
                 raise GraphError(f"{site.name}: operand {name} ({key}) cannot be seen from {site.output}")
 
-    def _function(self, op: Op, present: list[str], numbers: Numbers, dtypes: Mapping[str, str]) -> ir.Function:
+    def _function(
+        self, op: Op, present: Sequence[str], numbers: Numbers, values: Mapping[str, ir.Value]
+    ) -> ir.Function:
+        labels = {name: dtype_label(value.dtype) for name, value in values.items()}
+        dtypes = {name: label for name, label in labels.items() if label is not None}
+        key = (op.name, *present, *numbers.items(), *dtypes.items())
+        if key in self.made and self.made[key] in self.model.functions:
+            return self.model.functions[self.made[key]]
         function = function_for(op, frozenset(present), self.opset, numbers, dtypes)
-        known = self.model.functions.get(function.identifier())
-        if known is None:
-            self.model.functions[function.identifier()] = function
-            self.model.opset_imports.setdefault(DOMAIN, VERSION)
-            self.model.ir_version = max(self.model.ir_version or 0, FUNCTIONS_SINCE_IR)
-        elif ir.to_proto(known).SerializeToString() != ir.to_proto(function).SerializeToString():
+        identifier = function.identifier()
+        known = self.model.functions.setdefault(identifier, function)
+        if known is not function and ir.to_proto(known) != ir.to_proto(function):
             raise GraphError(
                 f"{op.name}: the model has another function named {DOMAIN}::{function.name}",
                 hint="it was written by another version of Regraft: save it with functions='inline' there",
             )
-        return function
+        self.model.opset_imports.setdefault(DOMAIN, VERSION)
+        self.model.ir_version = max(self.model.ir_version or 0, FUNCTIONS_SINCE_IR)
+        self.made[key] = identifier
+        return known
 
     def _weight(self, site: Replacement, op: Op, operand: str, tensor: Tensor) -> ir.Value:
         value = weight_value(op, operand, tensor, self.index.unused_name(f"{site.name}.{operand}"))
@@ -114,7 +119,7 @@ class Surgeon:
         self.index.add_constant(value)
         return value
 
-    def _turn(self, site: Replacement, weight: ir.Value, holder: ir.Node) -> ir.Node:
+    def _turned(self, site: Replacement, weight: ir.Value, holder: ir.Node) -> ir.Value:
         """A shared weight is stored as the file has it; its transpose is a node, which runtimes fold."""
         assert holder.graph is not None
         name = self.index.unused_name(f"{site.name}.{weight.name}.transposed")
@@ -125,7 +130,7 @@ class Surgeon:
         holder.graph.insert_before(holder, node)
         self.index.add_node(node, self.index.place(holder) - 0.5)
         self.index.rename(node.outputs[0])
-        return node
+        return node.outputs[0]
 
     def _insert(self, node: ir.Node, old: ir.Value, holder: ir.Node) -> None:
         """Put the node behind the one that computed `old`, and its output in `old`'s place."""
@@ -166,8 +171,16 @@ class Surgeon:
             value.graph.initializers.pop(str(value.name))
 
 
-def _turnable(shared: Mapping[str, ir.Value], op: Op) -> list[str]:
-    return [name for name in shared if name in op.linear_weights]
+def _check_names(site: Replacement, op: Op, present: Sequence[str], given: Sequence[str]) -> None:
+    known = {operand.name for operand in op.operands}
+    missing = [operand.name for operand in op.operands if not operand.optional and operand.name not in present]
+    unknown = [name for name in given if name not in known]
+    if missing:
+        raise GraphError(f"{site.name}: {op.name} needs {', '.join(missing)}; got {', '.join(given)}")
+    if unknown:
+        raise GraphError(
+            f"{site.name}: {op.name} has no operand {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
 
 
 def _detach(node: ir.Node) -> list[ir.Value]:

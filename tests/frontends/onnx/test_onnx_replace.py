@@ -195,6 +195,13 @@ def test_a_site_that_does_not_fit_is_refused_and_nothing_has_changed(change: Map
     assert ir.to_proto(graph.model) == before
 
 
+def test_an_operand_that_the_op_has_not_is_refused() -> None:
+    graph = load(mlp())
+    site = sites(graph)["up"]
+    with pytest.raises(GraphError, match=r"^up: lowrank_linear has no operand bais; it has bias, down, up, x$"):
+        graph.replace(site, LOWRANK, {**full_rank(site), "bais": None})
+
+
 def test_a_site_cannot_be_replaced_by_what_is_not_visible_there() -> None:
     graph = load(branches())
     site = Site("choice", {"x": "choice/then_branch/p"}, "y", ["choice"])
