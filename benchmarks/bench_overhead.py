@@ -127,7 +127,7 @@ def fx_chain(nodes: int) -> Graph:
             value = graph.call_function(torch.ops.aten.relu.default, (value,))
             value.meta = dict(meta)
     graph.output(value)
-    return FxGraph(fx.GraphModule(root, graph))
+    return FxGraph.of(fx.GraphModule(root, graph), "chain")
 
 
 if __name__ == "__main__":
