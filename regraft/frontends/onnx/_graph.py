@@ -116,7 +116,8 @@ class OnnxGraph:
         known = op if isinstance(op, Op) else get_op(op.name)
         numbers = _numbers(known, attributes or {})
         self._views = self._runner = None
-        Surgeon(self.model, self._index, self.opset, self._made).replace(site, known, tensors, numbers)
+        surgeon = Surgeon(self.model, self._index, self.opset, self._made, self._type_of)
+        surgeon.replace(site, known, tensors, numbers)
 
     def annotate(self, key: str, metadata: Mapping[str, str]) -> None:
         """Add metadata to the node that produces the value `key`."""

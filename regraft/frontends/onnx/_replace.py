@@ -18,9 +18,9 @@ from regraft.frontends.onnx._functions import (
     weight_value,
 )
 from regraft.frontends.onnx._index import Index, bodies, items
-from regraft.frontends.onnx._tensors import dtype_label
-from regraft.frontends.onnx._views import constant_of
+from regraft.frontends.onnx._views import TypeOf, constant_of
 from regraft.graph.graph import Replacement
+from regraft.graph.types import dtype_name
 from regraft.graph.view import Value
 from regraft.ops import Op
 
@@ -36,6 +36,7 @@ class Surgeon:
     index: Index
     opset: int
     made: MadeFunctions
+    type_of: TypeOf
 
     def replace(
         self, site: Replacement, op: Op, tensors: Mapping[str, Tensor | Value | None], attributes: Numbers
@@ -58,7 +59,9 @@ class Surgeon:
         _check_names(site, op, present, [*site.operands, *tensors])
         self._check_visible(site, holder.graph, known)
         numbers = complete_attributes(op, attributes)
-        function = self._function(op, present, numbers, known)
+        labels = {name: self.type_of(value).dtype for name, value in known.items()}
+        labels |= {name: dtype_name(tensor.dtype) for name, tensor in fresh.items()}
+        function = self._function(op, present, numbers, labels)
         operands = known | {name: self._weight(site, op, name, tensor) for name, tensor in fresh.items()}
         for name in shared:
             if name in op.linear_weights:
@@ -93,9 +96,8 @@ class Surgeon:
                 raise GraphError(f"{site.name}: operand {name} ({key}) cannot be seen from {site.output}")
 
     def _function(
-        self, op: Op, present: Sequence[str], numbers: Numbers, values: Mapping[str, ir.Value]
+        self, op: Op, present: Sequence[str], numbers: Numbers, labels: Mapping[str, str | None]
     ) -> ir.Function:
-        labels = {name: dtype_label(value.dtype) for name, value in values.items()}
         dtypes = {name: label for name, label in labels.items() if label is not None}
         key = (op.name, *present, *numbers.items(), *dtypes.items())
         if key in self.made and self.made[key] in self.model.functions:

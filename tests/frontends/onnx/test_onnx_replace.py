@@ -14,6 +14,7 @@ from onnx_models import LOWRANK, branches, chain, full_rank, mlp, parse, rewrite
 from regraft.errors import GraphError
 from regraft.frontends.onnx import OnnxGraph, load
 from regraft.graph import Site, Value, find_linear_sites
+from regraft.ops import get_op
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
 
@@ -365,3 +366,16 @@ def test_the_time_of_a_rewrite_does_not_depend_on_the_size_of_the_graph() -> Non
         return seconds(50, step)
 
     assert one_rewrite(5000) < 5 * one_rewrite(50)
+
+
+def test_before_opset_15_the_function_is_made_for_the_types_of_all_operands() -> None:
+    op = get_op("int8_linear")
+    graph = load(mlp(13))
+    site = sites(graph)["up"]
+    tensors = {"weight": torch.ones(4, 6, dtype=torch.int8), "scale": torch.ones(4), "bias": None}
+    graph.replace(site, op, tensors, {"per_row": 1})
+    graph.validate()
+    (function,) = graph.model.functions.values()
+    assert function.name.endswith("_per_row1_float32_int8_float32")
+    (y,) = graph.evaluate([site.output], {site.input: X})
+    torch.testing.assert_close(y, X.sum(dim=1, keepdim=True).expand(-1, 4), rtol=0.05, atol=0.05)
