@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from regraft.passes._pass import Plan
 from regraft.passes._registry import AnyPass
 from regraft.passes._statistics import SiteStatistics
 
-MOST_REASONS = 4
+MOST_REASONS: Final = 4
 
 
 @dataclass(eq=False)
