@@ -71,9 +71,13 @@ def decompose(
     """The product in integers, then the few columns in floating point."""
     wide = b.widen(x)
     y = int8_product(b, b.mul(wide, b.cast_like(inliers, wide)), weight, scale, per_row=per_row)
-    # The bias goes in first: right behind the integer product it costs ONNX Runtime nothing.
-    y = b.cast_like(y if bias is None else b.add(y, b.cast_like(bias, y)), x)
-    return b.add(y, b.linear(b.gather(x, outliers, -1), outlier_weight))
+    few = b.linear(b.gather(x, outliers, -1), outlier_weight)
+    if bias is None:
+        return b.add(b.cast_like(y, x), few)
+    if per_row:  # at the end, ONNX Runtime can fuse it with what comes next: an activation, a residual
+        return b.add(b.add(b.cast_like(y, x), few), bias)
+    # Right behind the integer product it costs ONNX Runtime nothing.
+    return b.add(b.cast_like(b.add(y, b.cast_like(bias, y)), x), few)
 
 
 def cost(

@@ -13,7 +13,7 @@ from regraft.frontends.onnx._evaluate import evaluate
 from regraft.frontends.onnx._functions import Numbers
 from regraft.frontends.onnx._index import Index
 from regraft.frontends.onnx._opset import default_opset
-from regraft.frontends.onnx._replace import MadeFunctions, Surgeon
+from regraft.frontends.onnx._replace import MadeFunctions, SmallConstants, Surgeon
 from regraft.frontends.onnx._run import Runner
 from regraft.frontends.onnx._tensors import to_torch, value_type
 from regraft.frontends.onnx._views import Views, constant_of
@@ -53,6 +53,7 @@ class OnnxGraph:
         self._inferred = inferred or {}
         self._index = index or Index.of(model.graph)
         self._made: MadeFunctions = {}
+        self._small: SmallConstants = {}
         self._views: Views | None = None
         self._runner: Runner | None = None
 
@@ -116,7 +117,7 @@ class OnnxGraph:
         known = op if isinstance(op, Op) else get_op(op.name)
         numbers = _numbers(known, attributes or {})
         self._views = self._runner = None
-        surgeon = Surgeon(self.model, self._index, self.opset, self._made, self._type_of)
+        surgeon = Surgeon(self.model, self._index, self.opset, self._made, self._small, self._type_of)
         surgeon.replace(site, known, tensors, numbers)
 
     def annotate(self, key: str, metadata: Mapping[str, str]) -> None:

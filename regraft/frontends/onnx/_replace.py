@@ -1,6 +1,6 @@
 """Putting one structured op in the place of a site, in time that does not depend on the size of the graph."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from regraft.frontends.onnx._functions import (
 from regraft.frontends.onnx._index import Index, bodies, items
 from regraft.frontends.onnx._views import TypeOf, constant_of
 from regraft.graph.graph import Replacement
+from regraft.graph.sharing import content_key
 from regraft.graph.types import dtype_name
 from regraft.graph.view import Value
 from regraft.ops import Op
@@ -27,15 +28,22 @@ from regraft.ops import Op
 MadeFunctions = dict[tuple[object, ...], ir.OperatorIdentifier]
 """Functions that the graph itself has added, by what they were made for."""
 
+SmallConstants = dict[Hashable, ir.Value]
+"""Initializers that the graph itself has added and that can be shared, by their content."""
+
 
 @dataclass(frozen=True)
 class Surgeon:
-    """The model being rewritten and the index that has to follow; `made` saves making the same function anew."""
+    """The model being rewritten and the index that has to follow.
+
+    `made` saves making the same function anew, `small` storing the same small integers anew.
+    """
 
     model: ir.Model
     index: Index
     opset: int
     made: MadeFunctions
+    small: SmallConstants
     type_of: TypeOf
 
     def replace(
@@ -116,9 +124,15 @@ class Surgeon:
         return known
 
     def _weight(self, site: Replacement, op: Op, operand: str, tensor: Tensor) -> ir.Value:
+        key = None if operand in op.linear_weights else content_key(tensor)
+        known = self.small.get(key)
+        if known is not None and known.is_initializer():
+            return known
         value = weight_value(op, operand, tensor, self.index.unused_name(f"{site.name}.{operand}"))
         self.model.graph.initializers.add(value)
         self.index.add_constant(value)
+        if key is not None:
+            self.small[key] = value
         return value
 
     def _turned(self, site: Replacement, weight: ir.Value, holder: ir.Node) -> ir.Value:

@@ -1,6 +1,6 @@
 """The mutable state under an FxGraph: an fx graph, its tensors, and an index from names to nodes."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import Any, Final
 
 import torch.utils._pytree as pytree
@@ -10,6 +10,7 @@ from regraft.errors import GraphError
 from regraft.frontends.torch._canonical import is_getitem, is_type_assertion
 from regraft.frontends.torch._module import copy_graph
 from regraft.frontends.torch._store import TensorStore, attribute
+from regraft.graph.sharing import content_key
 
 
 class Program:
@@ -29,6 +30,7 @@ class Program:
         self.store: Final = store
         self.index: Final = {node.name: node for node in graph.nodes}
         self._compiled = False
+        self._small: Final[dict[Hashable, fx.Node]] = {}
 
     @classmethod
     def of(cls, module: fx.GraphModule) -> "Program":
@@ -89,6 +91,18 @@ class Program:
         if mode is not None:
             node.meta["val"] = mode.from_tensor(self.store.get(name), static_shapes=True)
         self.index[node.name] = node
+        key = content_key(self.store.get(name))
+        if key is not None:
+            self._small[key] = node
+        return node
+
+    def shared_constant(self, tensor: Tensor, before: fx.Node) -> fx.Node | None:
+        """Return the node that reads a small integer constant of this content, moved up where needed; else None."""
+        node = self._small.get(content_key(tensor))
+        if node is None or self.index.get(node.name) is not node:
+            return None
+        if before < node:
+            before.prepend(node)
         return node
 
     def erase_unread(self, candidates: Iterable[fx.Node], protected: Collection[fx.Node]) -> list[fx.Node]:

@@ -51,11 +51,15 @@ def rewrite(
     erased = _clear(program, site.name, replaced, [*operands.values()])
     added: list[fx.Node] = []
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor):
+            continue
+        shared = program.shared_constant(tensor, output)
+        if shared is None:
             full = program.store.free_name(site.name, name)
             program.store.add(full, tensor, requires_grad=trainable)
-            operands[name] = program.add_constant(full, output)
-            added.append(operands[name])
+            shared = program.add_constant(full, output)
+            added.append(shared)
+        operands[name] = shared
     _call(output, target, operands, attributes)
     program.changed()
     return Rewrite(output, added, erased)
