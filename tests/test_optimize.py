@@ -1,0 +1,187 @@
+"""The public functions on small models: what they take, return and refuse."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import regraft
+from regraft.errors import BudgetError, InputError, ModelTypeError, NoMatchError, OptionError, UnknownNameError
+from regraft.passes import LowRank
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 24), nn.Tanh()).eval()
+
+
+def inputs(rows: int = 6) -> torch.Tensor:
+    return torch.randn(rows, 24, generator=torch.Generator().manual_seed(1))
+
+
+def optimized(passes: Any = "low-rank", **options: Any) -> regraft.Optimized:
+    return regraft.optimize(network(), passes, **{"example_inputs": inputs(), "progress": False, **options})
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, regraft; assert 'torch' not in sys.modules; print(regraft.__version__)"
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == regraft.__version__
+
+
+def test_public_functions_stay_functions_when_modules_of_their_names_are_imported() -> None:
+    code = (
+        "import regraft.optimize, regraft.diff, regraft; assert callable(regraft.optimize) and callable(regraft.diff)"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def run_python(code: str) -> Any:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_every_public_name_is_there_and_others_are_refused() -> None:
+    assert all(getattr(regraft, name) is not None for name in regraft.__all__)
+    with pytest.raises(AttributeError, match="module 'regraft' has no attribute 'optimise'"):
+        regraft.optimise  # type: ignore[attr-defined] # noqa: B018
+
+
+def test_the_model_that_was_given_is_not_changed() -> None:
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    regraft.optimize(model, "low-rank", example_inputs=inputs(), progress=False)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_optimized_model_is_called_like_the_original() -> None:
+    result = optimized()
+    module = result.model
+    assert isinstance(module, nn.Module)
+    x = inputs(11)
+    torch.testing.assert_close(result(x), module(x))
+    with pytest.raises(InputError, match=r"input 'input' needs float32 \[batch, 24\], got int64 \[2, 24\]"):
+        result(torch.zeros(2, 24, dtype=torch.int64))
+
+
+def test_an_onnx_model_gives_arrays_for_arrays_and_tensors_for_tensors(tmp_path: Path) -> None:
+    path = optimized().export(tmp_path / "m.onnx")
+    loaded = regraft.load(path)
+    assert isinstance(loaded(inputs())[0], torch.Tensor)
+    assert isinstance(loaded(inputs().numpy())[0], np.ndarray)
+
+
+@pytest.mark.parametrize("given", [42, None, {"a": 1}])
+def test_what_is_no_model_is_refused_with_what_would_be_one(given: Any) -> None:
+    with pytest.raises(ModelTypeError, match="a model must be an nn.Module, ExportedProgram, GraphModule, ModelProto"):
+        regraft.optimize(given, "low-rank")
+
+
+def test_a_checkpoint_is_refused_with_the_next_thing_to_try() -> None:
+    with pytest.raises(ModelTypeError, match="weights.pt: a model file must be an .onnx file") as caught:
+        regraft.optimize("weights.pt", "low-rank")
+    assert caught.value.hint == "load a PyTorch model in Python and pass the module"
+
+
+def test_unknown_settings_are_refused_before_any_work() -> None:
+    with pytest.raises(OptionError, match="on_violation must be 'rollback', 'raise' or 'warn'; got 'ignore'"):
+        optimized(on_violation="ignore")
+    with pytest.raises(UnknownNameError, match="regraft.passes has no 'low-rnk'"):
+        optimized("low-rnk")
+    with pytest.raises(OptionError, match="at least one pass is needed"):
+        optimized([])
+
+
+def test_a_rank_that_makes_no_layer_smaller_is_an_error_that_says_what_would() -> None:
+    with pytest.raises(NoMatchError, match=r"rank must be below 16 for a 48x24 layer to get smaller; got 16"):
+        optimized("low-rank{rank=16}")
+
+
+def test_a_budget_takes_back_what_does_not_fit_and_keeps_the_rest() -> None:
+    free = optimized("low-rank{keep=0.6}")
+    assert free.ledger.model_error is not None
+    limit = 0.9 * free.ledger.model_error
+    held = optimized("low-rank{keep=0.6}", budget=regraft.Budget(max_error=limit))
+    assert held.ledger.model_error is not None
+    assert held.ledger.model_error <= limit
+    assert len(held.ledger.rolled_back) >= 1
+
+
+def test_a_violated_budget_is_an_error_when_asked_for() -> None:
+    with pytest.raises(BudgetError, match="low-rank: budget max_error=1e-06: output error would be"):
+        optimized(budget=regraft.Budget(max_error=1e-6), on_violation="raise")
+
+
+def test_a_budget_on_a_score_calls_the_users_function_with_something_like_the_model() -> None:
+    x, seen = inputs(32), []
+    wanted = network()(x).detach()
+
+    def evaluate(model: Any) -> float:
+        seen.append(model(x).shape)
+        return 1 - float((model(x) - wanted).norm() / wanted.norm())
+
+    result = optimized(budget=regraft.Budget(evaluate=evaluate, max_drop=1e-4))
+    assert len(result.ledger.rolled_back) == 2
+    assert seen
+    assert set(seen) == {(32, 24)}
+
+
+def test_a_speedup_that_cannot_be_had_takes_the_whole_pass_back() -> None:
+    result = optimized(budget=regraft.Budget(min_speedup=1000.0))
+    assert [entry.status for entry in result.ledger] == ["rolled back", "rolled back"]
+    assert "min_speedup=1000" in result.ledger.rolled_back[0].reason
+    assert not result.ledger.rewritten
+    torch.testing.assert_close(result(inputs()), network()(inputs()))
+
+
+def test_a_recipe_file_does_what_its_spelling_does(tmp_path: Path) -> None:
+    recipe = tmp_path / "half.yaml"
+    recipe.write_text("passes:\n  - low-rank: {keep: 0.4, targets: ['0']}\n")
+    from_file, spelled = optimized(str(recipe)), optimized("low-rank{keep=0.4,targets=0}")
+    assert from_file.recipe == spelled.recipe == ("low-rank{keep=0.4,targets=[0]}",)
+    torch.testing.assert_close(from_file(inputs()), spelled(inputs()))
+
+
+def test_loading_leaves_a_model_as_it_is() -> None:
+    loaded = regraft.load(network(), example_inputs=inputs())
+    torch.testing.assert_close(loaded(inputs()), network()(inputs()))
+    assert len(loaded.ledger) == 0
+    with pytest.raises(OptionError, match="the original of a loaded model is not known"):
+        _ = loaded.diff
+
+
+def test_a_diff_of_two_models_names_the_causes_of_a_result() -> None:
+    result = optimized()
+    difference = regraft.diff(network(), result, example_inputs=inputs())
+    assert [change.site for change in difference.changes] == ["0", "2"]
+    assert "low-rank: 2 sites" in str(difference)
+
+
+def test_explain_says_what_would_happen_without_doing_it() -> None:
+    text = str(regraft.explain(network(), "low-rank", example_inputs=inputs()))
+    assert "0  would rewrite: 48x24 -> rank 8" in text
+    with pytest.raises(OptionError, match="explain takes one pass; got 2"):
+        regraft.explain(network(), "low-rank,low-rank", example_inputs=inputs())
+    with pytest.raises(UnknownNameError, match="low-rank sees no '7' in Sequential"):
+        regraft.explain(network(), "low-rank", site="7", example_inputs=inputs())
+
+
+@pytest.mark.parametrize("opset", [18, 21, 23])
+def test_a_torch_model_is_written_at_the_opset_asked_for(tmp_path: Path, opset: int) -> None:
+    path = optimized().export(tmp_path / "m.onnx", opset=opset)
+    proto = onnx.load(path)
+    assert {item.domain: item.version for item in proto.opset_import}[""] == opset
+    torch.testing.assert_close(regraft.load(path)(inputs())[0], optimized()(inputs()), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pass_on_instances_and_on_a_mix_of_spellings(tmp_path: Path) -> None:
+    result = optimized([LowRank(keep=0.4, targets=("0",)), "low-rank{keep=0.3,targets=2}"])
+    assert [(entry.site, entry.after) for entry in result.ledger.rewritten] == [("0", "rank 6"), ("2", "rank 4")]
