@@ -18,6 +18,7 @@ from regraft.passes._registry import (
 from regraft.passes._statistics import SiteStatistics
 from regraft.passes.llm_int8 import LLMInt8
 from regraft.passes.low_rank import LowRank
+from regraft.passes.monarch import Monarch
 
 __all__ = [
     "AnyPass",
@@ -30,6 +31,7 @@ __all__ = [
     "Instrument",
     "LLMInt8",
     "LowRank",
+    "Monarch",
     "OnViolation",
     "PassLike",
     "Plan",
