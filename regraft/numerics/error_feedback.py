@@ -66,15 +66,15 @@ def _inverse_factor(moment: Tensor) -> Tensor:
 
 
 def _sweep(weight: Tensor, factor: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
-    remaining = weight.clone()
-    result = torch.empty_like(weight)
-    for start in range(0, weight.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, weight.shape[1])
-        errors = torch.empty_like(weight[:, start:stop])
+    remaining = weight.t().contiguous()  # [in, out]: what is worked on together lies together
+    result = torch.empty_like(remaining)
+    for start in range(0, len(remaining), _BLOCK):
+        stop = min(start + _BLOCK, len(remaining))
+        errors = torch.empty_like(remaining[start:stop])
         for column in range(start, stop):
-            result[:, column] = rounded(remaining[:, column : column + 1])[:, 0]
-            error = (remaining[:, column] - result[:, column]) / factor[column, column]
-            remaining[:, column:stop] -= torch.outer(error, factor[column, column:stop])
-            errors[:, column - start] = error
-        remaining[:, stop:] -= errors @ factor[start:stop, stop:]
-    return result
+            result[column] = rounded(remaining[column, :, None])[:, 0]
+            error = (remaining[column] - result[column]) / factor[column, column]
+            remaining[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
+            errors[column - start] = error
+        remaining[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    return result.t()

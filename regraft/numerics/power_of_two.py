@@ -13,7 +13,6 @@ Sources: Elhoushi et al. 2021, arXiv:1905.13298 (DeepShift), there without a sca
 than the nearest number; Li et al. 2020, arXiv:1909.13144 (sums of powers of two).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -21,7 +20,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from regraft.errors import DtypeError, OptionError, ShapeError
+from regraft.errors import OptionError, ShapeError
 
 EXPONENTS: Final = 7
 """Exponents of a term: 0 to 6 below the largest."""
@@ -34,12 +33,6 @@ ZERO_CODE: Final = 7
 
 TERM_VALUES: Final = (64, 32, 16, 8, 4, 2, 1, 0, -64, -32, -16, -8, -4, -2, -1, 0)
 """What the 16 codes of a term stand for: sign · 2^(6 - e) at the code sign bit · 8 + e."""
-
-_PHASES: Final = 8
-"""Scales tried for one term, over a factor of two: a row's scale times two has almost the same levels."""
-_REFINEMENTS: Final = 2
-_CHUNK: Final = 1 << 21
-"""Weights that are worked on at a time, so that a large layer does not take many times its size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,80 +79,12 @@ def nearest(weight: Tensor, scale: Tensor, terms: int) -> Tensor:
     Returns:
         int8 [out, in]. Halfway between two levels, the smaller magnitude is taken.
     """
-    steps = levels(terms).to(weight.device)
-    middles = (steps[1:] + steps[:-1]).to(weight.dtype) / 2
+    table = _roundings(terms).to(weight.device)
     ratio = weight / scale.to(weight.dtype)[:, None]
-    magnitude = steps[torch.bucketize(ratio.abs(), middles)]
-    return torch.where(ratio < 0, -magnitude, magnitude).to(torch.int8)
-
-
-def least_squares_scale(weight: Tensor, values: Tensor, importance: Tensor | None = None) -> Tensor:
-    """Return the scale of each row with the least error Σ importance · (weight - scale · values)².
-
-    Args:
-        weight: [out, in], float.
-        values: [out, in], of any type.
-        importance: [in], not negative; ones when None.
-
-    Returns:
-        [out] in the weight's type; 0 for a row whose values are all 0.
-    """
-    exact = values.to(weight.dtype)
-    weighted = exact if importance is None else exact * importance.to(weight.dtype)
-    power = (weighted * exact).sum(dim=1)
-    return torch.where(
-        power > 0, (weighted * weight).sum(dim=1) / power.clamp_min(torch.finfo(power.dtype).tiny), power
-    )
-
-
-def quantize_rows(
-    weight: Tensor,
-    terms: int,
-    *,
-    importance: Tensor | None = None,
-    without: Tensor | None = None,
-    search: bool = True,
-) -> PowersOfTwo:
-    """Return a weight as sums of powers of two, each row with the scale that suits it best.
-
-    Scales are tried that put the row's largest magnitude on one of the upper levels, each mended by least squares, and
-    the best of all is taken; so the error of no row is above that of the plain scale, largest magnitude / 64.
-
-    Args:
-        weight: [out, in], any float type; computed in float64, not changed.
-        terms: 1 or 2.
-        importance: how much an error in each column matters, [in] (the mean square of the layer's inputs).
-        without: int64 columns that are multiplied apart: their values are 0, and they do not count for the scale.
-        search: try scales and mend them; the plain scale when False.
-
-    Raises:
-        ShapeError: when the weight is no matrix.
-        DtypeError: when it is not finite.
-        OptionError: unless there are 1 or 2 terms.
-    """
-    exact = checked(weight)
-    if without is not None and len(without):
-        exact = exact.index_fill(1, without.to(exact.device), 0.0)
-    rows = max(1, _CHUNK // max(1, exact.shape[1]))
-    found = [_quantize(part, terms, importance, search) for part in exact.split(rows)]
-    values = torch.cat([part for part, _ in found])
-    scale = torch.cat([part for _, part in found]).to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-    # A row too small for the type of its scale is a row of zeros.
-    values = torch.where(scale[:, None] == 0, torch.zeros_like(values), values)
-    return PowersOfTwo(values, torch.where(scale == 0, torch.ones_like(scale), scale), terms)
-
-
-def checked(weight: Tensor) -> Tensor:
-    """Return a weight in float64.
-
-    Raises:
-        ShapeError, DtypeError: when it is no matrix or not finite.
-    """
-    if weight.dim() != 2:
-        raise ShapeError(f"a weight to quantize must be [out, in]; got {list(weight.shape)}")
-    if not bool(torch.isfinite(weight).all()):
-        raise DtypeError("a weight to quantize must be finite; it has inf or nan")
-    return weight.detach().to(torch.float64)
+    # The middles between levels are multiples of 1/2: one level is nearest all over (j - 1)/2 < |ratio| ≤ j/2.
+    halves = (ratio.abs() * 2).ceil_().clamp_max_(len(table) - 1)
+    magnitude = table[halves.to(torch.int32)]
+    return torch.where(ratio < 0, -magnitude, magnitude)
 
 
 def pack(values: Tensor, terms: int) -> Tensor:
@@ -199,55 +124,6 @@ def packed_width(in_features: int, terms: int) -> int:
     return -(-terms * in_features // 2)
 
 
-def _quantize(weight: Tensor, terms: int, importance: Tensor | None, search: bool) -> tuple[Tensor, Tensor]:
-    """Values and scales (0 for a row of zeros) of a part of the rows."""
-    peak = weight.abs().amax(dim=1) if weight.shape[1] else weight.new_zeros(len(weight))
-    some = torch.where(peak == 0, torch.ones_like(peak), peak)
-    importance = None if importance is None else importance.to(weight.device, weight.dtype)
-    best = _Best(weight, terms, importance)
-    for top in _tops(terms) if search else (float(LARGEST),):
-        scale = some / top
-        best.take(scale)
-        for _ in range(_REFINEMENTS if search else 0):
-            scale = best.refined(scale)
-            best.take(scale)
-    return best.values, torch.where(peak == 0, peak, best.scale)
-
-
-class _Best:
-    """The values and scales with the least error so far, row by row."""
-
-    def __init__(self, weight: Tensor, terms: int, importance: Tensor | None) -> None:
-        self._weight, self._terms, self._importance = weight, terms, importance
-        self._tried = torch.zeros_like(weight, dtype=torch.int8)
-        self._error = torch.full_like(weight[:, 0] if weight.shape[1] else weight.sum(1), torch.inf)
-        self.values, self.scale = self._tried, torch.ones_like(self._error)
-
-    def take(self, scale: Tensor) -> None:
-        """Try a scale."""
-        self._tried = nearest(self._weight, scale, self._terms)
-        missed = (self._weight - scale[:, None] * self._tried).square()
-        error = (missed if self._importance is None else missed * self._importance).sum(dim=1)
-        better = error < self._error
-        self._error = torch.where(better, error, self._error)
-        self.scale = torch.where(better, scale, self.scale)
-        self.values = torch.where(better[:, None], self._tried, self.values)
-
-    def refined(self, scale: Tensor) -> Tensor:
-        """The least-squares scale of the values that were tried last."""
-        fitted = least_squares_scale(self._weight, self._tried, self._importance)
-        return torch.where(fitted > 0, fitted, scale)
-
-
-def _tops(terms: int) -> Iterator[float]:
-    """Levels that the largest magnitude of a row is put on, the plain one first; those below half repeat the others."""
-    yield float(LARGEST)
-    if terms == 1:
-        yield from (LARGEST * 2 ** (phase / _PHASES - 0.5) for phase in range(_PHASES) if 2 * phase != _PHASES)
-    else:
-        yield from (float(level) for level in levels(terms).tolist() if level > LARGEST // 2 and level != LARGEST)
-
-
 @lru_cache(maxsize=2)
 def _sums(terms: int) -> dict[int, tuple[int, int]]:
     """Every value that a sum of terms can have, with its terms, the larger first (the second one 0 for one term)."""
@@ -270,3 +146,11 @@ def _encoder(terms: int) -> Tensor:
         for place in range(terms):
             table[place, value + 128] = TERM_VALUES.index(pair[place])
     return table
+
+
+@lru_cache(maxsize=2)
+def _roundings(terms: int) -> Tensor:
+    """The level nearest to j / 2 for each j, the lower one of two, up to the largest level, int8."""
+    steps = levels(terms)
+    halves = torch.arange(2 * int(steps[-1]) + 1, dtype=torch.float64) / 2
+    return steps[torch.bucketize(halves, (steps[1:] + steps[:-1]) / 2)].to(torch.int8)

@@ -19,6 +19,7 @@ from regraft.passes._statistics import SiteStatistics
 from regraft.passes.llm_int8 import LLMInt8
 from regraft.passes.low_rank import LowRank
 from regraft.passes.monarch import Monarch
+from regraft.passes.shift_add import ShiftAdd
 
 __all__ = [
     "AnyPass",
@@ -40,6 +41,7 @@ __all__ = [
     "Report",
     "ScoreGate",
     "Settings",
+    "ShiftAdd",
     "SitePass",
     "SiteStatistics",
     "SpeedGate",

@@ -10,23 +10,16 @@ from regraft.errors import OptionError, VerificationError
 from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
 from regraft.numerics import int8
 from regraft.numerics.int8_state import Int8State, open_state
-from regraft.ops import Op, evaluate, int8_linear, int8_outlier_linear, int8_topk_linear
+from regraft.ops import Op, int8_linear, int8_outlier_linear, int8_topk_linear
 from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
+from regraft.passes._quantized import bytes_of, measured_error, outlier_operands, refuse_small, unchanged_bias
 from regraft.passes._selection import refuse_layer
 from regraft.passes._statistics import SiteStatistics
 
 Outliers = Literal["auto", "calibrated", "dynamic", "none"]
 
-BREAK_EVEN: Final = {("tensor", "fixed"): 24, ("row", "fixed"): 48, ("tensor", "dynamic"): 96, ("row", "dynamic"): 128}
-"""Smallest in · out / (in + out) of a layer that gets faster, by activations and outliers.
-
-The integer product saves in · out multiply-adds a row and costs steps over the row's `in` inputs and `out` results, so
-the ratio of the two decides.
-"""
 FEWEST_DYNAMIC: Final = 8
 """Columns that "dynamic" looks for at least; the published method met 7 at most in models up to 13 G parameters."""
-ROWS: Final = 256
-"""Random rows on which a layer without calibration is measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +103,7 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
         mode = self._mode(statistics)
         if mode == "calibrated" and statistics is None:
             return Reject("outliers=calibrated needs calibration inputs, and there are none for it")
-        refused = self._too_small(site, mode)
+        refused = None if self.small else refuse_small(site, self.activations, _kind(mode))
         if refused is not None:
             return refused
         if not bool(torch.isfinite(site.weight).all()):
@@ -123,20 +116,12 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
 
     def build(self, graph: Graph, site: LinearSite, plan: Int8Plan) -> None:
         """Write codes and scales; a bias that did not change stays the same constant."""
-        bias = site.bias_value if site.beta == 1.0 and site.bias_fits else site.bias
-        graph.replace(site, plan.insert, {**plan.tensors, "bias": bias}, plan.attributes)
+        graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
 
     def _mode(self, statistics: SiteStatistics | None) -> Outliers:
         if self.outliers != "auto":
             return self.outliers
         return "dynamic" if statistics is None else "calibrated"
-
-    def _too_small(self, site: LinearSite, mode: Outliers) -> Reject | None:
-        width = site.in_features * site.out_features / (site.in_features + site.out_features)
-        least = BREAK_EVEN[self.activations, "dynamic" if mode == "dynamic" else "fixed"]
-        if self.small or width >= least:
-            return None
-        return Reject(f"a {site.shape} layer is too small to get faster in 8 bits; small=true rewrites it")
 
     def _columns(self, site: LinearSite, statistics: SiteStatistics | None) -> Tensor | None:
         assert statistics is not None
@@ -169,34 +154,24 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
         insert, kept = int8_linear.op, 0
         if outliers is not None:
             insert, kept = int8_outlier_linear.op, len(outliers)
-            tensors |= _outlier_operands(site, outliers)
+            tensors |= outlier_operands(site, outliers)
         elif mode == "dynamic" and self.threshold > 0:
             insert = int8_topk_linear.op
             columns = min(site.in_features, max(FEWEST_DYNAMIC, int8.column_budget(site.in_features, self.cap)))
             attributes |= {"columns": columns, "threshold": self.threshold}
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + _bias_bytes(site)
+        size = bytes_of(site, tensors)
         if size >= site.bytes:
             return Reject(f"in 8 bits, with {kept} columns kept, the {site.shape} layer would not be smaller")
         return Int8Plan(
             op=insert.name,
             after=_after(mode, kept, attributes),
-            announced_error=_measure(site, statistics, insert, tensors, attributes),
+            announced_error=measured_error(site, statistics, insert, tensors, attributes),
             announced_on="isotropic" if statistics is None else "calibration",
             bytes_after=size,
             tensors=tensors,
             attributes=attributes,
             insert=insert,
         )
-
-
-def _outlier_operands(site: LinearSite, outliers: Tensor) -> dict[str, Tensor]:
-    inliers = torch.ones(site.in_features, dtype=torch.bool, device=outliers.device)
-    inliers[outliers] = False
-    return {
-        "inliers": inliers,
-        "outliers": outliers,
-        "outlier_weight": site.weight.index_select(1, outliers).contiguous(),
-    }
 
 
 def _checked(site: LinearSite, state: Int8State, layer: str) -> int8.Quantized:
@@ -215,30 +190,8 @@ def _checked(site: LinearSite, state: Int8State, layer: str) -> int8.Quantized:
     return found
 
 
-def _measure(
-    site: LinearSite,
-    statistics: SiteStatistics | None,
-    op: Op,
-    tensors: dict[str, Tensor],
-    attributes: dict[str, int | float],
-) -> float:
-    """Error of the product on the calibration rows that the manager will check, or on rows of its kind, in float64."""
-    if statistics is not None:
-        rows = statistics.sample.double()
-    else:
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(ROWS, site.in_features, generator=generator, dtype=torch.float64)
-    rows = rows.to(site.weight.device)
-    operands = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    with torch.no_grad():
-        found = evaluate(op, {"x": rows, **operands}, attributes)
-    wanted = rows @ site.weight.double().t()
-    total = float(wanted.norm())
-    return float((wanted - found).norm()) / total if total > 0 else 0.0
-
-
-def _bias_bytes(site: LinearSite) -> int:
-    return 0 if site.bias_value is None else site.out_features * site.weight.element_size()
+def _kind(mode: Outliers) -> Literal["fixed", "dynamic"]:
+    return "dynamic" if mode == "dynamic" else "fixed"
 
 
 def _after(mode: Outliers, kept: int, attributes: dict[str, int | float]) -> str:

@@ -1,0 +1,84 @@
+"""What the passes that quantize linear layers share: outlier columns, measured errors, bytes, and what is too small."""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from regraft.graph import LinearSite, Value
+from regraft.ops import Op, evaluate
+from regraft.passes._pass import Reject
+from regraft.passes._statistics import SiteStatistics
+
+Steps = Literal["row", "tensor"]
+"""One step for each row of an activation, or one for the whole of it."""
+
+BREAK_EVEN: Final[Mapping[tuple[Steps, Literal["fixed", "dynamic"]], int]] = {
+    ("tensor", "fixed"): 24,
+    ("row", "fixed"): 48,
+    ("tensor", "dynamic"): 96,
+    ("row", "dynamic"): 128,
+}
+"""Smallest in · out / (in + out) of a layer that gets faster in integers, by activations and outliers.
+
+The integer product saves in · out multiply-adds a row and costs steps over the row's `in` inputs and `out` results, so
+the ratio of the two decides.
+"""
+ROWS: Final = 256
+"""Random rows on which a layer without calibration is measured."""
+
+
+def refuse_small(site: LinearSite, activations: Steps, outliers: Literal["fixed", "dynamic"]) -> Reject | None:
+    """Return why a layer is too small to get faster in 8-bit integers, or None when it is not."""
+    width = site.in_features * site.out_features / (site.in_features + site.out_features)
+    if width >= BREAK_EVEN[activations, outliers]:
+        return None
+    return Reject(f"a {site.shape} layer is too small to get faster in 8 bits; small=true rewrites it")
+
+
+def outlier_operands(site: LinearSite, outliers: Tensor) -> dict[str, Tensor]:
+    """Return the operands of columns that stay in floating point, with their original weights."""
+    inliers = torch.ones(site.in_features, dtype=torch.bool, device=outliers.device)
+    inliers[outliers] = False
+    return {
+        "inliers": inliers,
+        "outliers": outliers,
+        "outlier_weight": site.weight.index_select(1, outliers).contiguous(),
+    }
+
+
+def measured_error(
+    site: LinearSite,
+    statistics: SiteStatistics | None,
+    op: Op,
+    tensors: Mapping[str, Tensor],
+    attributes: Mapping[str, int | float],
+) -> float:
+    """Return the error of the product on the calibration rows that the manager will check, or on rows of their kind.
+
+    Computed in float64, so that what the graph adds to it by rounding shows in the check.
+    """
+    if statistics is not None:
+        rows = statistics.sample.double()
+    else:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(ROWS, site.in_features, generator=generator, dtype=torch.float64)
+    rows = rows.to(site.weight.device)
+    operands = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    with torch.no_grad():
+        found = evaluate(op, {"x": rows, **operands}, attributes)
+    wanted = rows @ site.weight.double().t()
+    total = float(wanted.norm())
+    return float((wanted - found).norm()) / total if total > 0 else 0.0
+
+
+def bytes_of(site: LinearSite, tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of new operands and of the bias."""
+    bias = 0 if site.bias_value is None else site.out_features * site.weight.element_size()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + bias
+
+
+def unchanged_bias(site: LinearSite) -> Value | Tensor | None:
+    """Return the bias: the same constant where an op can read it as it is, a new tensor where it cannot."""
+    return site.bias_value if site.beta == 1.0 and site.bias_fits else site.bias

@@ -1,0 +1,163 @@
+"""The pass `shift-add`: the weights of a dense linear layer become sums of signed powers of two."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import torch
+from torch import Tensor
+
+from regraft.errors import OptionError
+from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
+from regraft.numerics import int8
+from regraft.numerics.power_of_two import PowersOfTwo
+from regraft.numerics.power_of_two_fit import quantize_rows, quantize_with_feedback
+from regraft.ops import Op, shift_linear, shift_outlier_linear
+from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
+from regraft.passes._quantized import bytes_of, measured_error, outlier_operands, refuse_small, unchanged_bias
+from regraft.passes._selection import refuse_layer
+from regraft.passes._statistics import SiteStatistics
+
+_ACTIVATIONS: Final = {"none": 0, "tensor": 1, "row": 2}
+_DAMPING: Final = 0.1
+"""Of the error feedback: with short calibration 0.1 does better than the 0.01 that is usual for long ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftPlan(Plan):
+    """One layer in powers of two: the operands that its op has beside x and the bias, and the op's attributes."""
+
+    tensors: dict[str, Tensor]
+    attributes: dict[str, int | float]
+    insert: Op
+
+
+@dataclass(frozen=True)
+class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
+    """Replace the weights of `linear` by sums of signed powers of two, in 4 bits a term, with one scale a row.
+
+    They are exact in int8, so the layer runs on the kernels of `llm-int8`. With calibration inputs the sums are those
+    whose output is closest on them, and outlier columns of the input stay in floating point.
+
+    Attributes:
+        terms: powers of two a weight: 1 (4 bits) or 2 (8 bits, several times as accurate).
+        activations: "row" quantizes the input with one step for each row, "tensor" with one step for all of it: faster,
+            less accurate; "none" leaves it in floating point: smaller, but not faster.
+        outliers: "calibrated" finds outlier columns on calibration inputs and keeps their original weights; "none" has
+            none; "auto" is "calibrated" where there are calibration inputs and the input is quantized.
+        threshold: a column whose magnitude reaches it is an outlier; 0 turns the rule off.
+        relative: a column that reaches this many times the median column is one, too; 0 turns the rule off.
+        cap: largest share of columns that may be outliers, in [0, 1].
+        feedback: with calibration inputs, let each column make up for the rounding of those before it.
+        targets: layers to rewrite, as globs or `re:` patterns; all when empty.
+        exclude: layers to leave alone, as globs or `re:` patterns.
+        heads: also rewrite classifier heads, poolers and layers that the model returns directly; naming a layer in
+            targets does so, too.
+        small: also rewrite layers that are too small to get faster.
+    """
+
+    name: ClassVar[str] = "shift-add"
+    uses_calibration: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = ("low-rank",)
+
+    terms: int = 2
+    activations: Literal["row", "tensor", "none"] = "row"
+    outliers: Literal["auto", "calibrated", "none"] = "auto"
+    threshold: float = 6.0
+    relative: float = 8.0
+    cap: float = 0.01
+    feedback: bool = True
+    targets: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    heads: bool = False
+    small: bool = False
+
+    def __post_init__(self) -> None:
+        if self.terms not in (1, 2):
+            raise OptionError(f"shift-add: terms must be 1 or 2; got {self.terms}")
+        for option, allowed in (
+            ("activations", ("row", "tensor", "none")),
+            ("outliers", ("auto", "calibrated", "none")),
+        ):
+            if getattr(self, option) not in allowed:
+                raise OptionError(f"shift-add: {option} must be {' or '.join(allowed)}; got {getattr(self, option)!r}")
+        if self.outliers == "calibrated" and self.activations == "none":
+            raise OptionError("shift-add: outliers=calibrated is for quantized activations; activations is none")
+        for option in ("threshold", "relative"):
+            if not getattr(self, option) >= 0:
+                raise OptionError(f"shift-add: {option} must be at least 0; got {getattr(self, option)}")
+        if not 0 <= self.cap <= 1:
+            raise OptionError(f"shift-add: cap must be at least 0 and at most 1; got {self.cap}")
+        check_patterns(self.name, (*self.targets, *self.exclude))
+
+    def find(self, graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
+        """Return all linear layers."""
+        return find_linear_sites(graph)
+
+    def refuse(self, site: LinearSite) -> Reject | None:
+        """Refuse what is not asked for, and what is too wide or too small for integers to be of use."""
+        unasked = refuse_layer(site, targets=self.targets, exclude=self.exclude, heads=self.heads)
+        if unasked is not None:
+            return unasked
+        if site.in_features > int8.MOST_INPUTS:
+            return Reject(f"sums over {site.in_features} inputs could overflow 32 bits; at most {int8.MOST_INPUTS} fit")
+        if self.small or self.activations == "none":
+            return None
+        return refuse_small(site, self.activations, "fixed")
+
+    def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> ShiftPlan | Reject:
+        """Find outliers, fit the sums, refuse what would not get smaller, and measure the error."""
+        if self.outliers == "calibrated" and statistics is None:
+            return Reject("outliers=calibrated needs calibration inputs, and there are none for it")
+        if not bool(torch.isfinite(site.weight).all()):
+            return Reject("its weight is not finite")
+        outliers = self._columns(site, statistics)
+        weight = self._fit(site, statistics, outliers)
+        tensors = {"codes": weight.packed, "scale": weight.scale}
+        insert, kept = shift_linear.op, 0
+        if outliers is not None:
+            insert, kept = shift_outlier_linear.op, len(outliers)
+            tensors |= outlier_operands(site, outliers)
+        attributes: dict[str, int | float] = {
+            "terms": self.terms,
+            "in_features": site.in_features,
+            "activations": _ACTIVATIONS[self.activations],
+        }
+        size = bytes_of(site, tensors)
+        if size >= site.bytes:
+            bits = f"in {4 * self.terms} bits, with {kept} columns kept"
+            return Reject(f"{bits}, the {site.shape} layer would not be smaller")
+        return ShiftPlan(
+            op=insert.name,
+            after=self._after(kept),
+            announced_error=measured_error(site, statistics, insert, tensors, attributes),
+            announced_on="isotropic" if statistics is None else "calibration",
+            bytes_after=size,
+            tensors=tensors,
+            attributes=attributes,
+            insert=insert,
+        )
+
+    def build(self, graph: Graph, site: LinearSite, plan: ShiftPlan) -> None:
+        """Write codes and scales; a bias that did not change stays the same constant."""
+        graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
+
+    def _columns(self, site: LinearSite, statistics: SiteStatistics | None) -> Tensor | None:
+        if statistics is None or self.outliers == "none" or self.activations == "none":
+            return None
+        found = int8.outlier_columns(
+            statistics.moments.peak, threshold=self.threshold, relative=self.relative, cap=self.cap
+        )
+        return found.to(site.weight.device) if len(found) else None
+
+    def _fit(self, site: LinearSite, statistics: SiteStatistics | None, outliers: Tensor | None) -> PowersOfTwo:
+        if statistics is None:
+            return quantize_rows(site.weight, self.terms, without=outliers)
+        gram = statistics.moments.gram
+        if self.feedback:
+            return quantize_with_feedback(site.weight, self.terms, gram, damping=_DAMPING, without=outliers)
+        return quantize_rows(site.weight, self.terms, importance=gram.diagonal(), without=outliers)
+
+    def _after(self, kept: int) -> str:
+        terms = "1 power of two" if self.terms == 1 else f"{self.terms} powers of two"
+        inputs = {"row": ", int8 a row", "tensor": ", int8", "none": ""}[self.activations]
+        return f"{terms}{inputs}" + (f", {kept} columns kept" if kept else "")
