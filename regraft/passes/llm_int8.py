@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
-import torch
 from torch import Tensor
 
 from regraft.errors import OptionError, VerificationError
@@ -13,7 +12,7 @@ from regraft.numerics.int8_state import Int8State, open_state
 from regraft.ops import Op, int8_linear, int8_outlier_linear, int8_topk_linear
 from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
 from regraft.passes._quantized import bytes_of, measured_error, outlier_operands, refuse_small, unchanged_bias
-from regraft.passes._selection import refuse_layer
+from regraft.passes._selection import refuse_layer, refuse_not_finite
 from regraft.passes._statistics import SiteStatistics
 
 Outliers = Literal["auto", "calibrated", "dynamic", "none"]
@@ -103,11 +102,10 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
         mode = self._mode(statistics)
         if mode == "calibrated" and statistics is None:
             return Reject("outliers=calibrated needs calibration inputs, and there are none for it")
-        refused = None if self.small else refuse_small(site, self.activations, _kind(mode))
+        small = None if self.small else refuse_small(site, self.activations, _kind(mode))
+        refused = small or refuse_not_finite(site, statistics)
         if refused is not None:
             return refused
-        if not bool(torch.isfinite(site.weight).all()):
-            return Reject("its weight is not finite")
         outliers = self._columns(site, statistics) if mode == "calibrated" else None
         quantized = self._quantize(site, outliers)
         if isinstance(quantized, Reject):
@@ -185,7 +183,7 @@ def _checked(site: LinearSite, state: Int8State, layer: str) -> int8.Quantized:
         raise VerificationError(
             f"llm-int8: {state.source}: {layer} is up to {float(steps.max()):.3g} steps off the weight of {site.name}; "
             "at most 1 is due to rounding",
-            hint="load the state's own weights into the model first: regraft.numerics.int8_state.open_state(...)",
+            hint="load its weights into the model first: dict(int8_state.open_state(path).dequantized()) has them",
         )
     return found
 

@@ -4,14 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from regraft.errors import OptionError
 from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
 from regraft.numerics import lowrank
 from regraft.ops import lowrank_linear
-from regraft.passes._heads import head_reason
-from regraft.passes._pass import Plan, Reject, SitePass, check_patterns, is_selected
+from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
+from regraft.passes._selection import refuse_layer, refuse_not_finite
 from regraft.passes._statistics import SiteStatistics
 
 
@@ -72,18 +70,13 @@ class LowRank(SitePass[LinearSite, LowRankPlan]):
 
     def refuse(self, site: LinearSite) -> Reject | None:
         """Refuse what is not asked for, tied weights, and heads that were not asked for by name."""
-        if not is_selected(site.name, self.targets, self.exclude):
-            return Reject("not among the targets" if not is_selected(site.name, self.targets, ()) else "excluded")
-        if site.weight_readers:
-            return Reject(f"its weight is also read by {site.weight_readers[0]}, so the dense one would stay")
-        head = "" if self.heads or self.targets else head_reason(site)
-        return Reject(f"{head}; heads=true rewrites it") if head else None
+        return refuse_layer(site, targets=self.targets, exclude=self.exclude, heads=self.heads)
 
     def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> LowRankPlan | Reject:
         """Choose the rank, refuse one that does not make the layer smaller, and factorize."""
-        problem = _not_finite(site, statistics)
-        if problem:
-            return Reject(problem)
+        refused = refuse_not_finite(site, statistics)
+        if refused is not None:
+            return refused
         rank = self._rank(site, statistics)
         problem = self._rank_problem(site, rank)
         if problem:
@@ -144,11 +137,3 @@ def _announced(site: LinearSite, factors: lowrank.Factors, statistics: SiteStati
     if statistics is None:
         return factors.error
     return max(factors.error, lowrank.sample_error(site.weight, factors, statistics.sample, site.bias))
-
-
-def _not_finite(site: LinearSite, statistics: SiteStatistics | None) -> str:
-    if not bool(torch.isfinite(site.weight).all()):
-        return "its weight holds numbers that are not finite"
-    if statistics is not None and not bool(torch.isfinite(statistics.moments.second).all()):
-        return "its calibration inputs hold numbers that are not finite"
-    return ""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
-import torch
 from torch import Tensor
 
 from regraft.errors import OptionError
@@ -14,7 +13,7 @@ from regraft.numerics.power_of_two_fit import quantize_rows, quantize_with_feedb
 from regraft.ops import Op, shift_linear, shift_outlier_linear
 from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
 from regraft.passes._quantized import bytes_of, measured_error, outlier_operands, refuse_small, unchanged_bias
-from regraft.passes._selection import refuse_layer
+from regraft.passes._selection import refuse_layer, refuse_not_finite
 from regraft.passes._statistics import SiteStatistics
 
 _ACTIVATIONS: Final = {"none": 0, "tensor": 1, "row": 2}
@@ -108,8 +107,9 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
         """Find outliers, fit the sums, refuse what would not get smaller, and measure the error."""
         if self.outliers == "calibrated" and statistics is None:
             return Reject("outliers=calibrated needs calibration inputs, and there are none for it")
-        if not bool(torch.isfinite(site.weight).all()):
-            return Reject("its weight is not finite")
+        refused = refuse_not_finite(site, statistics)
+        if refused is not None:
+            return refused
         outliers = self._columns(site, statistics)
         weight = self._fit(site, statistics, outliers)
         tensors = {"codes": weight.packed, "scale": weight.scale}
