@@ -15,7 +15,7 @@ app = typer.Typer(rich_markup_mode=None)
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what is installed, what works, and how to install what is missing."""
+    """Say what is installed, and how to install what is missing."""
     found = environment()
     if as_json:
         print_json(found.to_dict())

@@ -21,7 +21,7 @@ def explain(
     inputs: InputsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a pass would do with every layer, and why not; nothing is written."""
+    """Say what a pass would do with every layer, and why not."""
     resolve_passes(pass_spec)  # a misspelt pass is reported before the model is loaded
     loaded = load_model(model, inputs)
     explanation = regraft.explain(loaded.source, pass_spec, site, example_inputs=loaded.example_inputs)

@@ -73,7 +73,7 @@ def optimize(
     progress: Annotated[bool, typer.Option(help="Bars on a terminal.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Rewrite MODEL by passes, check every rewrite, and write the result."""
+    """Rewrite a model by passes that are checked layer by layer."""
     passes = _passes(specs, recipe)
     batches = calibration or []
     outputs = Outputs(out, diff, ledger)
