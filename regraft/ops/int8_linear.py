@@ -5,7 +5,7 @@
 Q rounds x to 256 values that span its range: one step for each row of x (`per_row=1`, "vector-wise") or one for all of
 x (`per_row=0`, faster). With w = weight · scale and step s, a result is off by at most Σ|w| · s / 2 (twice that at the
 ends of a range whose zero point had to be rounded), and by sqrt(s² ‖w‖² / 12) in the mean square. A row of zeros gives
-the bias.
+the bias. The step of a row depends a little on the rows beside it, whose signs decide where the range ends.
 
 Parameters: a byte each, 0.25 of single precision; as many multiply-adds as the dense layer, in integers. Derivatives
 are straight-through: those of the layer without Q.

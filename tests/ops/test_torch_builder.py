@@ -61,7 +61,7 @@ def test_rows_go_back_to_the_leading_dims_that_they_came_from(lead: list[int]) -
 
 def test_reductions_keep_the_reduced_dim() -> None:
     x = torch.randn(2, 3, 4)
-    for reduce in (b.reduce_sum, b.reduce_mean, b.reduce_max):
+    for reduce in (b.reduce_sum, b.reduce_mean, b.reduce_max, b.reduce_min):
         assert reduce(x, -1).shape == (2, 3, 1)
         assert reduce(x, 0).shape == (1, 3, 4)
 
@@ -93,3 +93,38 @@ def test_constants_have_the_type_that_is_asked_for() -> None:
     assert b.scalar(2.0, torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert b.table([1, 2], "int64").tolist() == [1, 2]
     assert b.cast(torch.tensor([1.9, -1.9]), "int32").tolist() == [1, -1]
+
+
+def test_no_numbers_have_no_codes_and_any_step() -> None:
+    codes, step, zero = b.dynamic_quantize(torch.zeros(0, 3))
+    assert (codes.shape, codes.dtype, float(step), int(zero)) == ((0, 3), torch.uint8, 1.0, 0)
+
+
+def test_widening_leaves_single_and_double_precision_as_they_are() -> None:
+    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert b.widen(torch.ones(2, dtype=dtype)).dtype == wide.get(dtype, dtype)
+
+
+def test_straight_through_has_the_value_of_one_and_the_slope_of_the_other() -> None:
+    x = torch.tensor([0.4, 1.6], requires_grad=True)
+    y = b.straight_through(b.round(x), lambda: 3 * x)
+    y.sum().backward()
+    assert y.tolist() == [0.0, 2.0]
+    assert x.grad is not None
+    assert x.grad.tolist() == [3.0, 3.0]
+
+
+def test_without_gradients_the_smooth_form_is_not_even_computed() -> None:
+    def fail() -> torch.Tensor:
+        raise AssertionError("not needed")
+
+    with torch.no_grad():
+        assert b.straight_through(torch.ones(1), fail).tolist() == [1.0]
+
+
+def test_scattering_writes_at_places_of_the_last_dim_and_leaves_its_operand() -> None:
+    x = torch.zeros(2, 4)
+    found = b.scatter(x, torch.tensor([[3, 0], [1, 2]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert found.tolist() == [[2, 0, 0, 1], [0, 3, 4, 0]]
+    assert not x.any()
