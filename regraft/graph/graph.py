@@ -1,6 +1,6 @@
 """The protocol that passes see: one small surface over torch.fx graphs and ONNX graphs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -114,6 +114,14 @@ class Graph(Protocol):
 
         Raises:
             GraphError: when the site is not in this graph (any more).
+        """
+        ...
+
+    def expanded(self, ops: Collection[str]) -> "Graph":
+        """Return a copy in which nodes of these ops are written out as the linear layers that they are.
+
+        Only ops that are chains of linear layers (`Op.chain`) are; the layers are named after their weights
+        ("encoder.layer.0.output.dense.down"). The last one's output keeps its key.
         """
         ...
 

@@ -17,6 +17,9 @@ from regraft.graph.view import Node, Value
 
 _add, _matmul = call("add"), call("matmul")
 
+FACTORS: Final = frozenset({"down", "up"})
+"""Last parts of the names of factors; a factor is a layer of its own, named like its weight."""
+
 CANDIDATES: Final = frozenset({"linear", "addmm", "matmul", "gemm"})
 
 
@@ -202,6 +205,8 @@ def _bias_problem(bias: Value | None, out_features: int, rank: int) -> str:
 
 
 def _layer_name(node: Node, found: _Found, weight: Value) -> str:
+    if weight.name.rpartition(".")[2] in FACTORS:
+        return weight.name
     if node.scope:
         return node.scope
     for value in (weight, found.bias):

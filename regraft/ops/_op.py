@@ -80,6 +80,8 @@ class Op:
         linear_weights: operands that `decompose` uses only as the weight of `Builder.linear` or `linear_integer`, or
             turned by `swap_last`: a backend may store them transposed.
         smooth: whether its derivatives are those of its values; not where it rounds and they are straight-through.
+        chain: weights of linear layers, when the op is nothing but these layers one after the other with the operand
+            "bias" behind the last: then a graph can write it out as linear layers, so that each can be rewritten.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Op:
     examples: tuple[Example, ...]
     linear_weights: tuple[str, ...] = ()
     smooth: bool = True
+    chain: tuple[str, ...] = ()
 
     @cached_property
     def operands(self) -> tuple[Operand, ...]:

@@ -58,6 +58,7 @@ op: Final = Op(
     decompose=decompose,
     cost=cost,
     linear_weights=("down", "up"),
+    chain=("down", "up"),
     examples=(
         Example("matrix", {"x": (5, 7), "down": (3, 7), "up": (4, 3), "bias": (4,)}),
         Example("batched", {"x": (2, 5, 7), "down": (3, 7), "up": (4, 3), "bias": (4,)}, dynamic=(0, 1)),

@@ -107,12 +107,15 @@ class _Manager:
         return graph, self.ledger
 
     def _run_pass(self, run: PassRun) -> Graph:
-        begin = time.perf_counter()
+        begin, given = time.perf_counter(), run.before
+        if any(node.op in run.item.expands for node in given.nodes()):
+            run.before = given.expanded(run.item.expands)
         self._plan(run)
         nothing = "" if run.candidates else run.nothing_to_do()
         if nothing:
             run.notes.append(nothing)
         graph = self._within_budget(run, self._build_checked(run)) if run.candidates else run.before
+        graph = given if graph is run.before else graph
         self.ledger.entries.extend(run.entries())
         error, seconds = self._error_of(graph), time.perf_counter() - begin
         self.ledger.passes.append(PassRecord(run.item.name, run.text, seconds, error, tuple(run.notes)))

@@ -54,6 +54,8 @@ class SitePass(ABC, Generic[SiteT, PlanT]):
         exact: whether the function stays the same up to rounding.
         after: names of passes that must come before this one when both are asked for.
         conflicts: names of passes that cannot be asked for together with this one.
+        expands: ops that are written out as linear layers before this pass looks for sites, so that a factor of a
+            low-rank layer is a layer like any other.
     """
 
     name: ClassVar[str]
@@ -62,6 +64,7 @@ class SitePass(ABC, Generic[SiteT, PlanT]):
     exact: ClassVar[bool] = False
     after: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[tuple[str, ...]] = ()
+    expands: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def find(self, graph: Graph) -> tuple[list[SiteT], list[NearMiss]]:

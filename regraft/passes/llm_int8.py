@@ -56,6 +56,7 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
     name: ClassVar[str] = "llm-int8"
     uses_calibration: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = ("low-rank", "monarch")
+    expands: ClassVar[tuple[str, ...]] = ("lowrank_linear",)
 
     outliers: Outliers = "auto"
     threshold: float = 6.0

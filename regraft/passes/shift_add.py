@@ -57,6 +57,7 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
     name: ClassVar[str] = "shift-add"
     uses_calibration: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = ("low-rank",)
+    expands: ClassVar[tuple[str, ...]] = ("lowrank_linear",)
 
     terms: int = 2
     activations: Literal["row", "tensor", "none"] = "row"

@@ -1,6 +1,6 @@
 """`OnnxGraph`: an ONNX model seen and rewritten through the `Graph` protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,10 +8,12 @@ import onnx_ir as ir
 from torch import Tensor
 
 from regraft.errors import GraphError
+from regraft.frontends.onnx._canonical import DOMAIN
 from regraft.frontends.onnx._check import check_model
 from regraft.frontends.onnx._evaluate import evaluate
 from regraft.frontends.onnx._functions import Numbers
 from regraft.frontends.onnx._index import Index
+from regraft.frontends.onnx._inline import inline_functions
 from regraft.frontends.onnx._opset import default_opset
 from regraft.frontends.onnx._replace import MadeFunctions, SmallConstants, Surgeon
 from regraft.frontends.onnx._run import Runner
@@ -119,6 +121,13 @@ class OnnxGraph:
         self._views = self._runner = None
         surgeon = Surgeon(self.model, self._index, self.opset, self._made, self._small, self._type_of)
         surgeon.replace(site, known, tensors, numbers)
+
+    def expanded(self, ops: Collection[str]) -> "OnnxGraph":
+        """Return a copy in which these ops are written out as products; see `Graph.expanded`."""
+        model = self.model.clone()
+        stems = tuple(get_op(name).onnx_name for name in ops if get_op(name).chain)
+        inline_functions(model, lambda identifier: identifier[0] == DOMAIN and identifier[1].startswith(stems))
+        return OnnxGraph(model, name=self._name, path=self.path, notes=self.notes, inferred=self._inferred)
 
     def annotate(self, key: str, metadata: Mapping[str, str]) -> None:
         """Add metadata to the node that produces the value `key`."""

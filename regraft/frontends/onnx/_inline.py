@@ -1,7 +1,7 @@
 """Functions of the user's model that multiply by weights from their calls: inlined, so that the weights can be seen."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import onnx_ir as ir
@@ -25,6 +25,11 @@ def inline_products(model: ir.Model) -> list[str]:
         listed = ", ".join(f"{_label(one)} ({calls[one]} calls)" for one in wanted if one in chosen)
         notes.append(f"functions that multiply by weights from their calls are inlined: {listed}")
     return notes
+
+
+def inline_functions(model: ir.Model, wanted: Callable[[ir.OperatorIdentifier], bool]) -> None:
+    """Inline the functions that are wanted, and drop them from the model."""
+    InlinePass(criteria=lambda function: wanted(function.identifier()))(model)
 
 
 def _with_products(model: ir.Model) -> list[ir.OperatorIdentifier]:

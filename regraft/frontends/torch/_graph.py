@@ -1,6 +1,6 @@
 """A captured PyTorch program behind the Graph protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from regraft.frontends.torch._canonical import is_getitem
+from regraft.frontends.torch._expand import expand
 from regraft.frontends.torch._program import Program
 from regraft.frontends.torch._rewrite import rewrite
 from regraft.frontends.torch._run import evaluate_part, run_program
@@ -167,6 +168,12 @@ class FxGraph:
         done = rewrite(self._program, site, op, tensors, attributes or {})
         if self._views is not None and not self._views.update(done.changed, done.added, done.erased):
             self._views = None
+
+    def expanded(self, ops: Collection[str]) -> "FxGraph":
+        """Return a copy in which these ops are written out as `linear`; see `Graph.expanded`."""
+        program = self._program.copy()
+        expand(program, ops)
+        return FxGraph(program, self._origin)
 
     def annotate(self, key: str, metadata: Mapping[str, str]) -> None:
         """Add metadata to the node that produces the value `key`; raises GraphError when there is none."""

@@ -7,7 +7,7 @@ from torch import fx
 
 from regraft.frontends.torch._store import TensorStore
 
-_ROOT: Final = re.compile(r"^(L__self__\w*|L\['self'\]|self)(\.|$)")
+_ROOT: Final = re.compile(r"^(L__self__|L\['self'\]|self)(\.|$)")
 _MODULES: Final = re.compile(r"\._modules\['([^']+)'\]")
 _CALL_COUNT: Final = re.compile(r"@\d+$")
 _PATH: Final = re.compile(r"^[\w\-]+(\.[\w\-]+)*$")
