@@ -41,10 +41,14 @@ def test_every_site_before_and_after_its_rewriting_computes_the_same() -> None:
         torch.testing.assert_close(after, before)
 
 
-def test_extents_may_differ_from_those_that_the_file_fixes() -> None:
-    graph = load(parse("net (float[2, 7, 6] x) => (float[2, 7, 4] y) { y = MatMul(x, w) }", {"w": (6, 4)}))
-    (y,) = graph.evaluate(["y"], {"x": torch.ones(1, 256, 6)})
-    assert y.shape == (1, 256, 4)
+def test_extents_may_differ_from_those_that_the_file_fixes(capfd: pytest.CaptureFixture[str]) -> None:
+    text = """net (float[2, 7, 6] x) => (float[2, 7, 4] y) <float[2, 7, 4] h, float[2, 7, 4] s, float[2, 7, 4] r> {
+        h = MatMul(x, w) s = Add(h, bias) r = Relu(s) y = Add(r, h)
+    }"""
+    graph = load(parse(text, {"w": (6, 4), "bias": (4,)}))
+    (y, r) = graph.evaluate(["y", "r"], {"x": torch.ones(1, 256, 6)})
+    assert y.shape == r.shape == (1, 256, 4)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_floating_point_input_takes_the_type_of_the_graph() -> None:

@@ -156,6 +156,35 @@ def test_layers_in_nested_bodies_are_replaced_there() -> None:
     graph.validate()
 
 
+def test_layers_in_nested_bodies_of_a_copy_get_the_same_keys() -> None:
+    first, second = load(branches()), load(branches()).copy()
+    rewrite_all(first)
+    rewrite_all(second)
+    assert seen(second) == seen(first)
+
+
+def test_readers_of_a_value_stay_in_graph_order() -> None:
+    text = """net (float[b, 6] x) => (float[b, 4] q, float[b, 4] k, float[b, 4] v) {
+        q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+    }"""
+    graph = load(parse(text, {"wq": (6, 4), "wk": (6, 4), "wv": (6, 4)}))
+    site = sites(graph)["q"]
+    graph.replace(site, LOWRANK, full_rank(site))
+    assert [user.outputs[0].key for user in graph.value("x").users] == ["q", "k", "v"]
+
+
+def test_names_that_became_free_are_used_again() -> None:
+    graph = load(mlp())
+    site = sites(graph)["up"]
+    names: list[str] = []
+    for _ in range(3):
+        producer = graph.value(site.output).producer
+        assert producer is not None
+        graph.replace(Site("up", site.operands, site.output, [producer.key]), LOWRANK, full_rank(site))
+        names += [name for name in graph.model.graph.initializers if name.startswith("up.down")]
+    assert names == ["up.down", "up.down_2", "up.down"]
+
+
 def test_what_was_written_by_the_exporter_travels_to_the_new_node() -> None:
     model = mlp()
     model.graph.node[1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'block', 'block.up', 'add']")

@@ -9,7 +9,7 @@ import torch
 from onnx_models import LOWRANK, branches, full_rank, mlp, parse, sites
 
 from regraft.errors import BackendError, GraphError, InputError
-from regraft.frontends.onnx import OnnxGraph, load
+from regraft.frontends.onnx import OnnxGraph, _run, load, open_session
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
 
@@ -92,15 +92,20 @@ def test_a_value_in_a_body_cannot_be_tapped() -> None:
         graph.run({"x": X, "flag": torch.tensor(True)}, ["choice/then_branch/p"])
 
 
-def test_a_session_is_kept_until_the_next_rewrite(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    original = OnnxGraph.run.__globals__["Runner"]._session.__globals__["open_session"]
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows with every session that is opened for a whole model."""
+    names: list[str] = []
 
     def counting(proto: onnx.ModelProto, lent: Any, name: str) -> Any:
-        opened.append(name)
-        return original(proto, lent, name)
+        names.append(name)
+        return open_session(proto, lent, name)
 
-    monkeypatch.setitem(OnnxGraph.run.__globals__["Runner"]._session.__globals__, "open_session", counting)
+    monkeypatch.setattr(_run, "open_session", counting)
+    return names
+
+
+def test_a_session_is_kept_until_the_next_rewrite(opened: list[str]) -> None:
     graph = load(mlp())
     graph.run(X)
     graph.run(X * 2)
@@ -112,6 +117,17 @@ def test_a_session_is_kept_until_the_next_rewrite(monkeypatch: pytest.MonkeyPatc
     graph.replace(site, LOWRANK, full_rank(site))
     graph.run(X)
     assert len(opened) == 3
+
+
+def test_only_the_last_few_sessions_are_kept(opened: list[str]) -> None:
+    graph = load(mlp())
+    ways = [[], ["h0"], ["h1"], ["h2"], ["h0", "h1"]]
+    for taps in ways:
+        graph.run(X, taps)
+    graph.run(X, ways[-1])
+    assert len(opened) == 5
+    graph.run(X, ways[0])
+    assert len(opened) == 6
 
 
 def test_a_rewrite_is_seen_by_the_next_run() -> None:

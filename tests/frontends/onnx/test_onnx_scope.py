@@ -61,7 +61,7 @@ def bert() -> tuple[nn.Module, onnx.ModelProto]:
     config = BertConfig(
         vocab_size=50,
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=20,
