@@ -62,6 +62,7 @@ def test_it_can_be_copied_without_a_warning_and_copies_are_independent() -> None
         warnings.simplefilter("error")
         twin = copy.deepcopy(module)
     assert set(twin.state_dict()) == set(module.state_dict())
+    assert twin.graph is not module.graph
     x = torch.randn(2, 4)
     expected = module(x)["top"]
     with torch.no_grad():

@@ -6,7 +6,7 @@ from functools import lru_cache
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch_models import Branches, Conv1D, Mlp, mlp, small
 
 from regraft.errors import GraphError
@@ -234,13 +234,13 @@ def test_a_snapshot_holds_all_keys_of_the_views() -> None:
     assert snapshot.outputs == ("linear_1",)
 
 
-def test_annotations_are_metadata_of_the_producer_and_are_kept_in_copies() -> None:
+def test_annotations_are_metadata_of_the_producer_and_copies_have_their_own() -> None:
     graph = mlp().graph.copy()
     graph.annotate("relu", {"regraft.pass": "a"})
-    before = graph.nodes()[1].metadata
-    graph.annotate("relu", {"regraft.site": "b"})
-    assert before == {"regraft.pass": "a"}
-    assert graph.copy().nodes()[1].metadata == {"regraft.pass": "a", "regraft.site": "b"}
+    copy = graph.copy()
+    copy.annotate("relu", {"regraft.site": "b"})
+    assert copy.nodes()[1].metadata == {"regraft.pass": "a", "regraft.site": "b"}
+    assert graph.nodes()[1].metadata == {"regraft.pass": "a"}
     assert mlp().graph.nodes()[1].metadata == {}
 
 
@@ -258,8 +258,44 @@ def test_views_are_built_once() -> None:
     assert graph.nodes()[1].outputs[0] is first
 
 
-def test_scopes_fall_back_to_the_weight_when_tracing_left_none() -> None:
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [
+        ("up", "up"),
+        ("", ""),
+        ("L['self'].block.up", "block.up"),
+        ("L__self__", ""),
+        ("L['self']._modules['block']._modules['up']", "block.up"),
+        ("block.up@1", "block.up"),
+        ("block.a-b", "block.a-b"),
+        ("block.slice(0, 2, None).0", "weight"),
+        (None, "weight"),
+    ],
+)
+def test_scopes_are_paths_without_what_tracers_add_or_come_from_the_weight(path: str | None, scope: str) -> None:
     module = torch.export.export(Mlp(), (torch.randn(2, 8),)).run_decompositions({}).module()
     for node in module.graph.nodes:
         node.meta.pop("nn_module_stack", None)
-    assert [node.scope for node in capture(module).nodes()] == ["up", "", "down"]
+        if path is not None:
+            node.meta["nn_module_stack"] = {"layer": (path, "torch.nn.modules.linear.Linear")}
+    of_weight = {"linear": "up", "relu": "", "linear_1": "down"}
+    expected = list(of_weight.values()) if scope == "weight" else [scope] * 3
+    assert [node.scope for node in capture(module).nodes()] == expected
+
+
+def test_tied_weights_that_are_read_by_several_names_are_one_value_under_the_first() -> None:
+    root = nn.Module()
+    root.first, root.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    root.second.weight = root.first.weight
+    value = torch._subclasses.FakeTensorMode().from_tensor(torch.ones(2, 3))
+    traced = fx.Graph()
+    x = traced.placeholder("x")
+    for name in ("first", "second"):
+        weight = traced.get_attr(f"{name}.weight")
+        x.meta["val"] = value
+        x = traced.call_function(torch.ops.aten.linear.default, (x, weight))
+    x.meta["val"] = value
+    traced.output((x,))
+    graph = capture(fx.GraphModule(root, traced))
+    assert [(value.name, len(value.users)) for value in graph.constants()] == [("first.weight", 2)]
+    assert set(graph.module.state_dict()) == {"first.weight", "second.weight"}
