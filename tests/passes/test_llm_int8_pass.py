@@ -21,7 +21,7 @@ from regraft.numerics.int8 import quantize_rows
 from regraft.passes import LLMInt8, LowRank, Reject, Settings, resolve_passes, run_passes, spelling
 from regraft.passes._order import order_passes
 
-WIDTH, INNER = 128, 96
+WIDTH, INNER = 192, 160
 PLANTED = [5, 77]
 KINDS = ("fx", "onnx")
 
@@ -296,15 +296,18 @@ def test_layers_that_are_too_small_to_get_faster_are_kept_unless_asked_for() -> 
 
 
 def test_how_small_is_too_small_depends_on_what_is_done_around_the_product() -> None:
+    site = site_named(graph_of("fx"), "query")
+
     def kept(width: int, **options: Any) -> bool:
-        site = site_named(graph_of("fx", block(width, width)), "query")
-        return isinstance(LLMInt8(**options).plan(site, None), Reject)
+        square = replace(site, in_features=width, out_features=width)
+        square.__dict__["weight"] = torch.randn(width, width)
+        return isinstance(LLMInt8(**options).plan(square, None), Reject)
 
     smallest = {
-        ("tensor", "none"): 48,
-        ("row", "none"): 96,
-        ("tensor", "dynamic"): 192,
-        ("row", "dynamic"): 256,
+        ("tensor", "none"): 80,
+        ("row", "none"): 144,
+        ("tensor", "dynamic"): 208,
+        ("row", "dynamic"): 288,
     }
     for (activations, outliers), width in smallest.items():
         options = {"activations": activations, "outliers": outliers}
@@ -316,7 +319,7 @@ def test_a_layer_that_would_not_get_smaller_is_kept() -> None:
     graph = graph_of("fx")
     with pytest.raises(NoMatchError) as caught:
         run(graph, LLMInt8(threshold=0.01, cap=1.0))
-    assert "in 8 bits, with 128 columns kept, the 96x128 layer would not be smaller" in str(caught.value)
+    assert "in 8 bits, with 192 columns kept, the 160x192 layer would not be smaller" in str(caught.value)
 
 
 def test_outliers_from_calibration_need_calibration() -> None:
@@ -401,8 +404,8 @@ def test_weights_of_another_model_are_refused(state: Callable[..., str]) -> None
 
 
 def test_weights_of_another_shape_are_refused(state: Callable[..., str]) -> None:
-    with pytest.raises(OptionError, match="query is 96x128, the layer query is 96x160$"):
-        run(graph_of("fx", block(160, 96)), LLMInt8(state=state()))
+    with pytest.raises(OptionError, match="query is 160x192, the layer query is 160x224$"):
+        run(graph_of("fx", block(224, 160)), LLMInt8(state=state()))
 
 
 def test_a_state_that_is_not_there_is_refused_at_once() -> None:
