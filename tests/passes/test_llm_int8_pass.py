@@ -455,3 +455,19 @@ def test_an_exported_file_holds_standard_operators_and_one_function_a_form() -> 
     functions = {function.name: function for function in rewritten.model.functions.values()}
     assert set(functions) == {"Int8OutlierLinear_per_row1", "Int8OutlierLinearNoBias_per_row1", "Int8Linear_per_row1"}
     assert {node.domain for function in functions.values() for node in function} == {""}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch warns of itself
+@pytest.mark.parametrize("activations", ["row", "tensor"])
+def test_inductor_compiles_it_with_its_gradients(activations: Any) -> None:
+    rewritten, _ = run(graph_of("fx"), LLMInt8(activations=activations))
+    assert isinstance(rewritten, FxGraph)
+    compiled = torch.compile(rewritten.module, dynamic=True)
+    for lead in ((2, 24), (3, 7)):
+        x, y = (rows(9, *lead).requires_grad_() for _ in range(2))
+        found, wanted = compiled(x), rewritten.module(y)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+        found.square().sum().backward()
+        wanted.square().sum().backward()
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-3)
