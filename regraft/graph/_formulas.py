@@ -140,3 +140,13 @@ def has_no_products(op: str) -> bool:
     """Whether an operation is known to multiply no matrices (the nodes of a body are counted themselves)."""
     plain = op.removeprefix("aten.").split(".")[0] if op.startswith("aten.") else op
     return plain.strip("_") in _WITHOUT_PRODUCTS
+
+
+def apply_formula(formula: Formula, node: SnapshotNode, operands: Sequence[TensorType | None]) -> OpCost | None:
+    """Return the cost of a node, or None when it cannot be known."""
+    if any(type_ is not None and type_.shape is None for type_ in operands):
+        return None
+    try:
+        return formula(node, operands)
+    except ShapeError:  # a malformed node: listed as uncounted, which is all that a count can say of it
+        return None

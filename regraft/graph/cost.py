@@ -14,7 +14,7 @@ from typing import Final
 import sympy
 
 from regraft.errors import ShapeError
-from regraft.graph._formulas import FORMULAS, Formula, has_no_products
+from regraft.graph._formulas import FORMULAS, Formula, apply_formula, has_no_products
 from regraft.graph._liveness import Step, schedule
 from regraft.graph._terms import (
     NOTHING,
@@ -28,7 +28,7 @@ from regraft.graph._terms import (
     symbols_of,
     terms_of,
 )
-from regraft.graph.cost_types import OpCost
+from regraft.graph.energy import HOROWITZ_45NM, Energy, EnergyTable, model_energy
 from regraft.graph.snapshot import Snapshot, SnapshotNode
 from regraft.graph.types import TensorType
 
@@ -106,6 +106,7 @@ class Cost:
     unsized: tuple[str, ...]
     _points: tuple[_Point, ...] = field(repr=False)
     _sums: tuple[Terms, ...] = field(repr=False)
+    _program: tuple[Snapshot, Mapping[str, Formula]] = field(repr=False)
 
     @cached_property
     def live_bytes(self) -> tuple[tuple[str, sympy.Expr], ...]:
@@ -144,6 +145,18 @@ class Cost:
             largest_buffer_bytes=max(buffers, default=0),
             per_node=per_node,
         )
+
+    def energy(self, dims: Mapping[str, int] | None = None, table: EnergyTable = HOROWITZ_45NM) -> Energy:
+        """Return the modelled energy for given extents: arithmetic and data movement, apart. Nothing is measured.
+
+        Args:
+            dims: extents of the inputs' dynamic dims; of others, what is not known is listed as unmodelled.
+            table: energies of a technology.
+
+        Raises:
+            ShapeError: when a dim of an input has no extent, or a negative one.
+        """
+        return model_energy(*self._program, dims or {}, table)
 
     def _checked(self, dims: Mapping[str, int]) -> Mapping[str, int]:
         missing = [name for name in self.dims if name not in dims]
@@ -217,6 +230,7 @@ class _Estimate:
             unsized=tuple(self._unsized),
             _points=tuple(points),
             _sums=tuple(self._sums),
+            _program=(self._snapshot, self._formulas),
         )
 
     def _parameter_bytes(self) -> int:
@@ -260,7 +274,7 @@ class _Estimate:
         operands = tuple(None if key == "" else self._types.get(key, TensorType()) for key in node.inputs)
         call = (node.op, node.native, _sorted(node.attributes), operands, tuple(value.type for value in node.outputs))
         if call not in self._of_call:
-            cost = _apply(formula, node, operands)
+            cost = apply_formula(formula, node, operands)
             self._of_call[call] = cost and (self._expr(cost.macs), self._expr(cost.transient_bytes))
         found = self._of_call[call]
         if found is None:
@@ -273,16 +287,6 @@ class _Estimate:
             terms = terms_of(sympy.sympify(expr))
             self._of_expr[expr] = self._add(terms) if terms else 0
         return self._of_expr[expr]
-
-
-def _apply(formula: Formula, node: SnapshotNode, operands: Sequence[TensorType | None]) -> OpCost | None:
-    """The cost of a node, or None when it cannot be known."""
-    if any(type_ is not None and type_.shape is None for type_ in operands):
-        return None
-    try:
-        return formula(node, operands)
-    except ShapeError:  # a malformed node: listed as uncounted, which is all that a count can say of it
-        return None
 
 
 def _per_node(points: Sequence[_Point], numbers: Sequence[int]) -> Iterator[NodeCost]:

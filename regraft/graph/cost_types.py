@@ -9,8 +9,6 @@ import sympy
 ZERO: Final[sympy.Expr] = sympy.Integer(0)
 
 Arithmetic = Literal[
-    "multiply float64",
-    "add float64",
     "multiply float32",
     "add float32",
     "multiply float16",
