@@ -197,4 +197,5 @@ def _after(mode: Outliers, kept: int, attributes: dict[str, int | float]) -> str
     step = "int8 a row" if attributes["per_row"] else "int8"
     if "columns" in attributes:
         return f"{step}, up to {attributes['columns']} columns kept"
-    return f"{step}, {kept} columns kept" if mode == "calibrated" else step
+    columns = "1 column" if kept == 1 else f"{kept} columns"
+    return f"{step}, {columns} kept" if mode == "calibrated" else step
