@@ -3,9 +3,9 @@
     python benchmarks/bench_int8.py [--rounds 40] [--threads 2]
 
 One process, one run, the sessions in turn: batch 8 of 128 tokens. "time" is the median over the rounds of a model's
-time divided by the original's in the same round; "cosine" compares sentence embeddings with the original's, on sentences
-that were not used for calibration; "bytes" are those of the 36 rewritten layers, weight and bias, divided by the
-original's. onnxruntime's quantize_dynamic, per channel, is asked for the same layers, not for the embeddings.
+time divided by the original's in the same round. "cosine" compares sentence embeddings with the original's, for
+sentences that were not used for calibration. "bytes" are those of the 36 rewritten layers, weight and bias, divided by
+the original's. onnxruntime's quantize_dynamic, per channel, is asked for the same layers, not for the embeddings.
 """
 
 import argparse
