@@ -20,6 +20,7 @@ from regraft.ledger import Ledger
 from regraft.numerics.int8 import quantize_rows
 from regraft.passes import LLMInt8, LowRank, Reject, Settings, resolve_passes, run_passes, spelling
 from regraft.passes._order import order_passes
+from regraft.passes._statistics import collect
 
 WIDTH, INNER = 192, 160
 PLANTED = [5, 77]
@@ -161,6 +162,21 @@ def test_layers_that_read_one_activation_share_its_mask_and_columns(kind: str) -
     assert (types.count("bool"), types.count("int64")) == (1, 1)
     query, key, _ = [node for node in rewritten.nodes() if "int8" in node.op]
     assert [value.key for value in query.inputs[3:5]] == [value.key for value in key.inputs[3:5]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_shared_stands_before_the_first_reader_in_whatever_order_layers_are_written(kind: str) -> None:
+    graph, item = graph_of(kind), LLMInt8()
+    wanted, _ = run(graph, item)
+    sites, _ = item.find(graph)
+    statistics = collect(graph, sites, [(rows(seed),) for seed in (1, 2)], seed=0)
+    rewritten = graph.copy()
+    for site in reversed(sites):
+        item.build(rewritten, site, item.plan(site, statistics[site.input]))
+    rewritten.validate()
+    assert [value.type.dtype for value in rewritten.constants()].count("bool") == 1
+    x = rows(9)
+    torch.testing.assert_close(rewritten.run((x,))[0][0], wanted.run((x,))[0][0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
