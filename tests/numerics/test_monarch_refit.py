@@ -73,6 +73,47 @@ def test_it_is_never_worse_than_the_projection_on_its_own_inputs(case: Case, rid
     assert _measured(case.weight, case.bias, fitted, case.x) <= worse * (1 + 1e-6) + 1e-6
 
 
+def _apart(case: Case) -> float:
+    """Error of blocks that are fitted each to its own inputs, for which the best answer is known (LoRD)."""
+    cut = case.cut
+    inputs = torch.nn.functional.pad(case.x, (0, cut.in_padding))
+    shape = (-1, cut.width, cut.in_blocks) if cut.in_strided else (-1, cut.in_blocks, cut.width)
+    runs = inputs.reshape(shape).mT if cut.in_strided else inputs.reshape(shape)
+    blocks = cut.cut(case.weight).clone()
+    for a, row in enumerate(blocks):
+        for b, block in enumerate(row):
+            own = lowrank.output_projection(block, case.rank, _moments(runs[:, a]), centred=False)
+            blocks[a, b] = own.up @ own.down
+    total = float((case.x @ case.weight.t()).norm())
+    return float((case.x @ (case.weight - cut.join(blocks)).t()).norm()) / total if total > 0 else 0.0
+
+
+@given(case=cases())
+@LAWS
+def test_it_is_never_worse_than_blocks_fitted_each_to_its_own_inputs(case: Case) -> None:
+    fitted = fit_outputs(case.weight, case.cut, case.rank, _moments(case.x), ridge=0.0, centred=False)
+    assert fitted.error <= _apart(case) * (1 + 1e-6) + 1e-6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_that_holds_where_it_is_hard_to_beat_for_independent_inputs_of_unlike_scales(seed: int) -> None:
+    x = _randn(500, 32, seed=seed + 1) * 10 ** (1.5 * _randn(32, seed=seed + 2))
+    case = Case(_randn(32, 32, seed=seed), None, x, Partition(32, 32, 4, 4), 2)
+    fitted = fit_outputs(case.weight, case.cut, case.rank, _moments(x), ridge=0.0, centred=False)
+    assert fitted.error <= _apart(case)
+
+
+def test_blocks_make_up_for_what_the_others_leave_over() -> None:
+    """Two runs of the same inputs: what counts is the sum of their blocks, which needs less rank than they do."""
+    half = _randn(200, 16)
+    both = _randn(24, 6, seed=1) @ _randn(6, 16, seed=2)
+    first = _randn(24, 16, seed=3)
+    weight, x, cut = torch.cat([first, both - first], dim=1), torch.cat([half, half], dim=1), Partition(32, 24, 2, 2)
+    projected = project(weight, cut, 3)
+    assert fit_outputs(weight, cut, 3, _moments(x)).error < 0.15
+    assert _measured(weight, None, projected, x) > 0.4
+
+
 @given(case=cases(), ridge=st.sampled_from([0.0, 0.1]), centred=st.booleans())
 @LAWS
 def test_the_error_it_states_is_the_error_that_it_has(case: Case, ridge: float, centred: bool) -> None:

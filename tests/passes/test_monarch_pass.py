@@ -307,6 +307,15 @@ def test_an_exact_rewrite_computes_what_the_model_computed(tmp_path: Path) -> No
     assert optimized.ledger.rewritten[0].measured_error < 1e-6
 
 
+def test_an_unchanged_bias_stays_the_same_constant() -> None:
+    graph = graph_of(Chain, 42, 30)
+    rewritten, _ = run_passes(graph, [Monarch(slower=True)], Settings())
+    before, after = (
+        next(value for value in item.constants() if value.name == "layers.0.bias") for item in (graph, rewritten)
+    )
+    assert after.key == before.key
+
+
 def test_a_model_whose_layers_are_all_too_small_is_refused_with_the_reason() -> None:
     with pytest.raises(NoMatchError, match=r"keep=0.1 leaves block rank 0 for the 12x12 layer \(1x\)"):
         run_passes(graph_of(Chain, 12, 12), [Monarch(keep=0.1)], Settings())
