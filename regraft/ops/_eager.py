@@ -1,5 +1,6 @@
 """The core operations on torch tensors: an op's eager meaning and, in float64, its oracle."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -115,10 +116,10 @@ class TorchBuilder:
         return x.sum(dim=axis, keepdim=True)
 
     def reduce_max(self, x: Tensor, axis: int) -> Tensor:
-        return x.amax(dim=axis, keepdim=True)
+        return _of_none(x, axis, -math.inf) if x.shape[axis] == 0 else x.amax(dim=axis, keepdim=True)
 
     def reduce_min(self, x: Tensor, axis: int) -> Tensor:
-        return x.amin(dim=axis, keepdim=True)
+        return _of_none(x, axis, math.inf) if x.shape[axis] == 0 else x.amin(dim=axis, keepdim=True)
 
     def reduce_mean(self, x: Tensor, axis: int) -> Tensor:
         return x.mean(dim=axis, keepdim=True)
@@ -159,6 +160,12 @@ class TorchBuilder:
     def top_k(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, places = torch.topk(x, k, dim=-1)
         return values, places
+
+
+def _of_none(x: Tensor, axis: int, neutral: float) -> Tensor:
+    """The extremum of no numbers, which torch refuses to name; ONNX has the neutral one, too."""
+    shape = [1 if place == axis % x.dim() else extent for place, extent in enumerate(x.shape)]
+    return x.new_full(shape, neutral)
 
 
 def evaluate(op: Op, tensors: Mapping[str, Tensor | None], attributes: Mapping[str, int | float]) -> Tensor:

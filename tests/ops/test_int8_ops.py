@@ -170,7 +170,7 @@ def test_a_row_of_zeros_gives_the_bias(op: Op, per_row: int, dtype: torch.dtype)
     assert torch.equal(found, tensors["bias"].expand_as(found))
 
 
-@pytest.mark.parametrize("op", [int8_linear.op, int8_outlier_linear.op], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_no_rows_give_no_rows(op: Op) -> None:
     for example in op.examples:
         tensors = example.tensors()

@@ -128,3 +128,9 @@ def test_scattering_writes_at_places_of_the_last_dim_and_leaves_its_operand() ->
     found = b.scatter(x, torch.tensor([[3, 0], [1, 2]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     assert found.tolist() == [[2, 0, 0, 1], [0, 3, 4, 0]]
     assert not x.any()
+
+
+def test_the_extremum_of_no_numbers_is_the_neutral_one() -> None:
+    x = torch.zeros(2, 0, 3)
+    assert b.reduce_max(x, 1).tolist() == [[[-torch.inf] * 3]] * 2
+    assert b.reduce_min(x, -2).tolist() == [[[torch.inf] * 3]] * 2

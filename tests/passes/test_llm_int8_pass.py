@@ -188,6 +188,15 @@ def test_a_rewritten_model_runs_at_any_batch_and_length(kind: str, lead: tuple[i
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"activations": "tensor"}, {"outliers": "dynamic", "small": True}])
+def test_zeros_and_empty_batches_give_what_the_dense_model_gives(kind: str, options: dict[str, Any]) -> None:
+    graph = graph_of(kind)
+    rewritten, _ = run(graph, LLMInt8(**options))
+    for x in (torch.zeros(2, 3, WIDTH), torch.zeros(0, 3, WIDTH)):
+        torch.testing.assert_close(rewritten.run((x,))[0][0], graph.run((x,))[0][0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_outliers_the_large_columns_cost_several_times_the_error(kind: str) -> None:
     graph = graph_of(kind)
     apart, _ = run(graph, LLMInt8())

@@ -169,6 +169,8 @@ class OnnxBuilder:
         return self._result(x, "Softmax", [self._plain(x)], axis=axis)
 
     def swap_last(self, x: Sym) -> Sym:
+        if x.stored_transposed:
+            return Sym(x.value, x.dtype, x.is_fixed)
         return self._result(x, "Transpose", [self._plain(x)], perm=[1, 0])
 
     def permute(self, x: Sym, order: Sequence[int]) -> Sym:
