@@ -115,4 +115,6 @@ def _draw(kind: TensorType, extents: dict[str, int], generator: torch.Generator)
 def _extent(dim: Dim, extents: dict[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    return extents.setdefault(dim, DEFAULT_EXTENTS[min(len(extents), 1)])
+    # The first dynamic dim is the batch; torch may know the batch of a second input by another name ("batch_2").
+    is_batch = not extents or dim.startswith("batch")
+    return extents.setdefault(dim, DEFAULT_EXTENTS[0 if is_batch else 1])

@@ -1,5 +1,6 @@
 """Runs a captured PyTorch model in PyTorch, eagerly."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +48,8 @@ def compile(graph: Graph, target: str) -> TorchExecutable:
     if target == "cuda" and not torch.cuda.is_available():
         raise BackendError("torch backend: target 'cuda' needs a GPU that torch can see; there is none")
     device = torch.device(target)
-    own = graph.copy()
-    assert isinstance(own, FxGraph)
-    module = own.module if target == "cpu" else own.module.to(device)
+    # Copies of a graph share weights; moving those would move the model's own.
+    module = graph.module if target == "cpu" else copy.deepcopy(graph.module).to(device)
     return TorchExecutable(module, target, inputs_of(graph), outputs_of(graph), device, graph)
 
 
