@@ -8,6 +8,8 @@ import torch
 
 from regraft.backends import compare, compile_graph
 from regraft.errors import InputError, OptionError
+from regraft.frontends.onnx import OnnxGraph
+from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.graph.types import Dim, TensorType, torch_dtype
 from regraft.passes import Budget, ErrorGate, Gate, ScoreGate, SpeedGate
@@ -36,10 +38,21 @@ def probes_for(graph: Graph, calibration: Iterable[Any] | None, example_inputs: 
         return []
     try:
         graph.run(random)
-    except (InputError, RuntimeError):
+    except (InputError, RuntimeError, LookupError, ValueError):
         # A model may refuse arbitrary numbers (indices out of range); it is then not measured, and the ledger says so.
         return []
     return [random]
+
+
+def remarks_on(graph: Graph, probes: Sequence[Any]) -> list[str]:
+    """Return what a user should know of how the model was read, one line each."""
+    if isinstance(graph, FxGraph):
+        remarks = [f"captured by {rung.name!r}, for {rung.reason}" for rung in graph.capture_report if rung.reason]
+    else:
+        remarks = list(graph.notes) if isinstance(graph, OnnxGraph) else []
+    if not probes:
+        remarks.append("the model's error was not measured: it cannot be run on random inputs; give example_inputs")
+    return remarks
 
 
 def random_inputs(graph: Graph, seed: int) -> dict[str, torch.Tensor] | None:

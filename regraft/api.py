@@ -36,7 +36,7 @@ def _ledger_in(metadata: Mapping[str, str], name: str) -> Ledger:
     text = metadata.get(LEDGER_KEY, "")
     try:
         return Ledger.from_dict(json.loads(text)) if text else Ledger()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{name}: its metadata {LEDGER_KEY!r} is not a ledger: {error}") from error
 
 

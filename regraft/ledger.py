@@ -75,10 +75,17 @@ class PassRecord:
 
 @dataclass(slots=True)
 class Ledger:
-    """Records of passes and entries of sites, in the order in which they happened."""
+    """Records of passes and entries of sites, in the order in which they happened.
+
+    Attributes:
+        passes: one record a pass.
+        entries: one entry a site and pass.
+        notes: remarks on how the model was read (a fallback of the capture, functions that were inlined).
+    """
 
     passes: list[PassRecord] = field(default_factory=list[PassRecord])
     entries: list[Entry] = field(default_factory=list[Entry])
+    notes: list[str] = field(default_factory=list[str])
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -120,6 +127,7 @@ class Ledger:
         return {
             "passes": [_plain(asdict(record)) for record in self.passes],
             "entries": [_plain(asdict(entry)) for entry in self.entries],
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -128,10 +136,12 @@ class Ledger:
         return cls(
             passes=[_record_from(record) for record in data["passes"]],
             entries=[_entry_from(entry) for entry in data["entries"]],
+            notes=[str(note) for note in data.get("notes", [])],
         )
 
     def __str__(self) -> str:
-        return "\n".join([*_entry_lines(self.entries), *pass_lines(self)])
+        notes = [f"note: {escape(note)}" for note in self.notes]
+        return "\n".join([*notes, *_entry_lines(self.entries), *pass_lines(self)])
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from regraft._probes import gates_for, probes_for
+from regraft._probes import gates_for, probes_for, remarks_on
 from regraft._progress import Progress, reporter
 from regraft._provenance import provenance
 from regraft.errors import OptionError
@@ -80,5 +80,6 @@ def optimize(
             instruments=(*instruments_from_environment(), *instruments),
         )
         rewritten, ledger = run_passes(graph, resolved, settings)
+        ledger.notes = remarks_on(graph, probes)
         recipe = tuple(spelling(item) for item in resolved)
         return Optimized(rewritten, graph, ledger, recipe, provenance(graph, recipe, seed))

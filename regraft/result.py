@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regraft.backends import Executable, compile_graph
+from regraft.backends._signature import call_inputs
 from regraft.backends.onnxruntime import export_graph
 from regraft.diff import GraphDiff, diff
 from regraft.errors import OptionError
@@ -72,11 +73,10 @@ class Optimized:
         Raises:
             InputError: when the inputs do not fit.
         """
-        inputs: Any = kwargs if kwargs and not args else args
         if isinstance(self.graph, FxGraph):
-            bound_args, bound_kwargs = self.graph.bind(inputs)
+            bound_args, bound_kwargs = self.graph.bind(call_inputs(self.graph.parameter_names, args, kwargs))
             return self.graph.module(*bound_args, **bound_kwargs)
-        outputs, _ = self.graph.run(inputs)
+        outputs, _ = self.graph.run(call_inputs([value.name for value in self.graph.inputs()], args, kwargs))
         return outputs if _any_tensor((*args, *kwargs.values())) else tuple(np.asarray(item) for item in outputs)
 
     def export(

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 import regraft
-from regraft.errors import BudgetError, InputError, ModelTypeError, NoMatchError, OptionError, UnknownNameError
+from regraft.errors import (
+    BudgetError,
+    InputError,
+    ModelTypeError,
+    NoMatchError,
+    OptionError,
+    RegraftError,
+    UnknownNameError,
+)
 from regraft.passes import LowRank
 
 
@@ -185,3 +193,61 @@ def test_a_torch_model_is_written_at_the_opset_asked_for(tmp_path: Path, opset: 
 def test_a_pass_on_instances_and_on_a_mix_of_spellings(tmp_path: Path) -> None:
     result = optimized([LowRank(keep=0.4, targets=("0",)), "low-rank{keep=0.3,targets=2}"])
     assert [(entry.site, entry.after) for entry in result.ledger.rewritten] == [("0", "rank 6"), ("2", "rank 4")]
+
+
+class Scaled(nn.Module):
+    """A layer with a keyword that matters and an optional mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(24, 48), nn.Linear(48, 24)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.b(torch.relu(self.a(x))) + shift
+        return y + 1 if mask is None else y * mask
+
+
+def test_positional_and_named_inputs_are_taken_together(tmp_path: Path) -> None:
+    x, shift = inputs(4), torch.full((4, 24), 5.0)
+    loaded = regraft.load(Scaled().eval(), example_inputs=(x, torch.zeros(4, 24)))
+    wanted = Scaled()(x, shift).detach()
+    torch.testing.assert_close(loaded(x, shift=shift).detach(), wanted)
+    for backend in ("torch", "onnxruntime"):
+        found = loaded.compile(backend)(x, shift=shift)
+        torch.testing.assert_close(found if backend == "torch" else found[0], wanted, atol=1e-5, rtol=1e-5)
+    from_file = regraft.load(loaded.export(tmp_path / "m.onnx"))
+    torch.testing.assert_close(from_file(x, shift=shift)[0], wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="input 'x' is given by position and by name; once is needed"):
+        loaded(x, x=x)
+
+
+def test_a_tensor_for_what_was_captured_as_none_is_refused() -> None:
+    x, shift = inputs(4), torch.zeros(4, 24)
+    loaded = regraft.load(Scaled().eval(), example_inputs=(x, shift, None))
+    with pytest.raises(InputError, match=r"was captured as None, got float32 \[4, 24\]"):
+        loaded(x, shift, torch.zeros(4, 24))
+
+
+def test_a_model_that_cannot_be_run_on_random_numbers_is_optimized_and_the_ledger_says_so() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer = nn.Embedding(1, 24), nn.Linear(24, 48)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.layer(self.table(ids)))
+
+    exported = torch.export.export(Rows().eval(), (torch.zeros(2, 3, dtype=torch.int64),))
+    result = regraft.optimize(exported, "low-rank", progress=False)
+    assert result.ledger.model_error is None
+    assert str(result.ledger).startswith("note: the model's error was not measured")
+
+
+def test_a_file_with_a_hostile_ledger_is_refused_with_one_line(tmp_path: Path) -> None:
+    path = optimized().export(tmp_path / "m.onnx")
+    proto = onnx.load(path)
+    next(item for item in proto.metadata_props if item.key == "regraft.ledger").value = "[" * 100_000
+    onnx.save(proto, path)
+    with pytest.raises(RegraftError, match="its metadata 'regraft.ledger' is not a ledger"):
+        regraft.load(path)

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from torch import Tensor
 
-from regraft.backends._signature import inputs_of, outputs_of
+from regraft.backends._signature import call_inputs, inputs_of, outputs_of
 from regraft.backends.onnxruntime._export import as_onnx
 from regraft.errors import BackendError
 from regraft.frontends.onnx import Session, SessionSettings, bind_inputs, light_proto, open_session
@@ -37,7 +37,7 @@ class OnnxRuntimeExecutable:
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the outputs in order."""
-        feeds = bind_inputs(self.declared, kwargs if kwargs and not args else args)
+        feeds = bind_inputs(self.declared, call_inputs([value.name for value in self.inputs], args, kwargs))
         results = self.session.run([value.name for value in self.outputs], feeds)
         as_torch = any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
         return tuple(results) if as_torch else tuple(np.asarray(item) for item in results)

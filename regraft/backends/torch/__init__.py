@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regraft.backends._signature import inputs_of, outputs_of
+from regraft.backends._signature import call_inputs, inputs_of, outputs_of
 from regraft.errors import BackendError
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
@@ -29,7 +29,7 @@ class TorchExecutable:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on inputs, which are moved to the target."""
-        bound_args, bound_kwargs = self.graph.bind(kwargs if kwargs and not args else args)
+        bound_args, bound_kwargs = self.graph.bind(call_inputs(self.graph.parameter_names, args, kwargs))
         moved = [_to(value, self.device) for value in bound_args]
         named = {name: _to(value, self.device) for name, value in bound_kwargs.items()}
         with torch.no_grad():

@@ -104,6 +104,11 @@ class FxGraph:
         return self._origin.typer.names
 
     @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the parameters of `module`, positional ones first."""
+        return self._origin.signature.parameters
+
+    @property
     def capture_report(self) -> tuple[Rung, ...]:
         """The ways of capturing that were tried, the one that worked last."""
         return self._origin.capture_report

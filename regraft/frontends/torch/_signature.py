@@ -135,8 +135,9 @@ class Signature:
         extents: dict[str, tuple[int, str]] = {}
         for leaf, value in zip(self.leaves, flat, strict=True):
             if leaf.type is None:
-                if not isinstance(value, Tensor) and value != leaf.constant:
-                    raise InputError(f"input {leaf.name!r} was captured as {leaf.constant!r}, got {value!r}")
+                if isinstance(value, Tensor) or value != leaf.constant:
+                    got = _shown(type_of(value)) if isinstance(value, Tensor) else repr(value)
+                    raise InputError(f"input {leaf.name!r} was captured as {leaf.constant!r}, got {got}")
             elif leaf.type.shape == () and not isinstance(value, Tensor):
                 continue
             elif not isinstance(value, Tensor):
