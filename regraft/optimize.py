@@ -1,7 +1,9 @@
 """The main job: capture a model, rewrite it, check the rewrite, and hand it back in the form it came in."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from regraft._probes import gates_for, probes_for, remarks_on
 from regraft._progress import Progress, reporter
@@ -64,7 +66,7 @@ def optimize(
     resolved = resolve_passes(passes)
     if on_violation not in ("rollback", "raise", "warn"):
         raise OptionError(f"on_violation must be 'rollback', 'raise' or 'warn'; got {on_violation!r}")
-    batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+    batches = _batches(calibration)
     with reporter(progress) as report:
         report("capture", 0, 0)
         graph = to_graph(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
@@ -83,3 +85,14 @@ def optimize(
         ledger.notes = remarks_on(graph, probes)
         recipe = tuple(spelling(item) for item in resolved)
         return Optimized(rewritten, graph, ledger, recipe, provenance(graph, recipe, seed))
+
+
+def _batches(calibration: Any) -> Iterable[Any] | None:
+    """Return the batches, as something that can be iterated again and again."""
+    if calibration is None:
+        return None
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+        given = type(calibration).__name__
+        hint = "put a single batch in a list: calibration=[batch]"
+        raise OptionError(f"calibration must be an iterable of batches of inputs; got one {given}", hint=hint)
+    return list(calibration) if isinstance(calibration, Iterator) else calibration

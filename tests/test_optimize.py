@@ -251,3 +251,25 @@ def test_a_file_with_a_hostile_ledger_is_refused_with_one_line(tmp_path: Path) -
     onnx.save(proto, path)
     with pytest.raises(RegraftError, match="its metadata 'regraft.ledger' is not a ledger"):
         regraft.load(path)
+
+
+@pytest.mark.parametrize("given", [5, inputs(4), {"x": inputs(4)}, "batches.npz"])
+def test_calibration_that_is_no_list_of_batches_is_refused_with_the_remedy(given: Any) -> None:
+    with pytest.raises(OptionError, match="calibration must be an iterable of batches of inputs; got one") as caught:
+        optimized(calibration=given)
+    assert caught.value.hint == "put a single batch in a list: calibration=[batch]"
+
+
+def test_a_layer_that_is_called_twice_is_kept_and_the_reason_says_so() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(24, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.layer(torch.tanh(self.layer(x))))
+
+    result = regraft.optimize(Twice().eval(), "low-rank", example_inputs=inputs(), strict=False, progress=False)
+    assert {entry.reason for entry in result.ledger} == {
+        "its weight is shared by 2 calls of the layer, and they cannot be rewritten one by one"
+    }

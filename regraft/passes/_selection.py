@@ -12,6 +12,10 @@ def refuse_layer(site: LinearSite, *, targets: tuple[str, ...], exclude: tuple[s
     """Return why a layer is left alone: not asked for, its weight is tied, or a head that was not named; else None."""
     if not is_selected(site.name, targets, exclude):
         return Reject("not among the targets" if not is_selected(site.name, targets, ()) else "excluded")
+    own = [reader for reader in site.weight_readers if reader == site.name.partition("#")[0]]
+    if own:
+        calls = len(site.weight_readers) + 1
+        return Reject(f"its weight is shared by {calls} calls of the layer, and they cannot be rewritten one by one")
     if site.weight_readers:
         return Reject(f"its weight is also read by {site.weight_readers[0]}, so the dense one would stay")
     head = "" if heads or targets else head_reason(site)
