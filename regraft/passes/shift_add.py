@@ -46,6 +46,8 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
         threshold: a column whose magnitude reaches it is an outlier; 0 turns the rule off.
         relative: a column that reaches this many times the median column is one, too; 0 turns the rule off.
         cap: largest share of columns that may be outliers, in [0, 1].
+        worth: outlier columns cost time; they are kept where the layer's error would be above this many times as large
+            without them.
         feedback: with calibration inputs, let each column make up for the rounding of those before it.
         targets: layers to rewrite, as globs or `re:` patterns; all when empty.
         exclude: layers to leave alone, as globs or `re:` patterns.
@@ -65,6 +67,7 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
     threshold: float = 6.0
     relative: float = 8.0
     cap: float = 0.01
+    worth: float = 1.6
     feedback: bool = True
     targets: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -82,7 +85,7 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
                 raise OptionError(f"shift-add: {option} must be {' or '.join(allowed)}; got {getattr(self, option)!r}")
         if self.outliers == "calibrated" and self.activations == "none":
             raise OptionError("shift-add: outliers=calibrated is for quantized activations; activations is none")
-        for option in ("threshold", "relative"):
+        for option in ("threshold", "relative", "worth"):
             if not getattr(self, option) >= 0:
                 raise OptionError(f"shift-add: {option} must be at least 0; got {getattr(self, option)}")
         if not 0 <= self.cap <= 1:
@@ -112,6 +115,19 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
         if refused is not None:
             return refused
         outliers = self._columns(site, statistics)
+        plan = self._plan(site, statistics, outliers)
+        if outliers is not None:
+            plain = self._plan(site, statistics, None)
+            plan = plan if plain.announced_error > self.worth * plan.announced_error else plain
+        if plan.bytes_after >= site.bytes:
+            return Reject(f"as {plan.after}, the {site.shape} layer would not be smaller")
+        return plan
+
+    def build(self, graph: Graph, site: LinearSite, plan: ShiftPlan) -> None:
+        """Write codes and scales; a bias that did not change stays the same constant."""
+        graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
+
+    def _plan(self, site: LinearSite, statistics: SiteStatistics | None, outliers: Tensor | None) -> ShiftPlan:
         weight = self._fit(site, statistics, outliers)
         tensors = {"codes": weight.packed, "scale": weight.scale}
         insert, kept = shift_linear.op, 0
@@ -123,24 +139,16 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
             "in_features": site.in_features,
             "activations": _ACTIVATIONS[self.activations],
         }
-        size = bytes_of(site, tensors)
-        if size >= site.bytes:
-            bits = f"in {4 * self.terms} bits, with {kept} columns kept"
-            return Reject(f"{bits}, the {site.shape} layer would not be smaller")
         return ShiftPlan(
             op=insert.name,
             after=self._after(kept),
             announced_error=measured_error(site, statistics, insert, tensors, attributes),
             announced_on="isotropic" if statistics is None else "calibration",
-            bytes_after=size,
+            bytes_after=bytes_of(site, tensors),
             tensors=tensors,
             attributes=attributes,
             insert=insert,
         )
-
-    def build(self, graph: Graph, site: LinearSite, plan: ShiftPlan) -> None:
-        """Write codes and scales; a bias that did not change stays the same constant."""
-        graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
 
     def _columns(self, site: LinearSite, statistics: SiteStatistics | None) -> Tensor | None:
         if statistics is None or self.outliers == "none" or self.activations == "none":
