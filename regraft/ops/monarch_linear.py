@@ -7,13 +7,14 @@
 Runs and groups are contiguous, or strided: every k-th feature, every l-th result. Extents that k and l do not divide
 are padded with zeros. Parameters and multiply-adds a row: ρ · (l · k · p + k · l · s), against in · out dense.
 
-How it is spelled matters as much as what it multiplies (`benchmarks/bench_monarch.py` has the table). Both products are
-batched over blocks whose rows keep the stride of the whole activation, which PyTorch and ONNX Runtime read without a
-copy. That leaves two copies: h, put in order of groups for each row (runs of ρ values), and y (runs of s values). Of
-the batched spellings it is the fastest in ONNX Runtime, or within a tenth of it. Putting h in order of rows for each group
-is as fast there with 4 blocks and takes up to 1.7 times as long with 16; in PyTorch it is the other way round for few
-rows, by up to a tenth of the dense layer's time. Intermediates that are shared out one by one and strided results, as
-published, take 1.2 to 3 times as long in ONNX Runtime for many rows. One 2-D product a block gains with few blocks only.
+How it is spelled matters as much as what it multiplies (`benchmarks/bench_monarch.py` has the table). Both products
+are batched over blocks whose rows keep the stride of the whole activation, which PyTorch and ONNX Runtime read
+without a copy. That leaves two copies: h, put in order of groups for each row (runs of ρ values), and y (runs of s
+values). Of the batched spellings it is the fastest in ONNX Runtime, or within a tenth of it. Putting h in order of
+rows for each group is as fast there with 4 blocks and takes up to 1.7 times as long with 16; in PyTorch it is the
+other way round for few rows, by up to a tenth of the dense layer's time. Intermediates that are shared out one by one
+and strided results, as published, take 1.2 to 3 times as long in ONNX Runtime for many rows. One 2-D product a block
+gains with few blocks only.
 
 Source: Dao et al. 2022, arXiv:2204.00595.
 """
