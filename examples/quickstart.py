@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _minilm import batches, cosine, embed, load_model, tokenize
+from _minilm import batches, cosine, embed, load_model, print_speed, tokenize
 from _sentences import CALIBRATION, EVALUATION
 
 import regraft
-from regraft.backends import compare
 from regraft.passes import LowRank
 
 HALF = LowRank(keep=0.5, ridge=0.1)
@@ -49,13 +48,15 @@ def main() -> None:
     _agreement(half, from_onnx, example)
 
     _title("3. Both files in ONNX Runtime, beside the original, in one run")
-    _speed({"original": original_file, "half, from torch": file, "half, from ONNX": onnx_file}, example, options.rounds)
+    print_speed(
+        {"original": original_file, "half, from torch": file, "half, from ONNX": onnx_file}, example, options.rounds
+    )
 
     _title("4. A setting that keeps the embeddings: only query and key, at 75 % of their parameters")
     gentle = regraft.optimize(original_file, passes=[GENTLE], calibration=calibration)
     gentle_file = gentle.export(options.out / "minilm-gentle.onnx")
     _quality(model, {"query and key at 75 %": gentle})
-    _speed({"original": original_file, "gentle": gentle_file}, example, options.rounds)
+    print_speed({"original": original_file, "gentle": gentle_file}, example, options.rounds)
     print(f"\nFiles are in {options.out}/. Look at one: regraft diff {original_file} {file}")
 
 
@@ -88,16 +89,6 @@ def _agreement(ours: Any, theirs: Any, example: dict[str, torch.Tensor]) -> None
 
 def _export_original(model: torch.nn.Module, example: dict[str, torch.Tensor], path: Path) -> None:
     regraft.load(model, example_inputs=example).export(path)
-
-
-def _speed(files: dict[str, Path], example: dict[str, torch.Tensor], rounds: int) -> None:
-    inputs = {name: tensor.numpy() for name, tensor in example.items()}
-    runs = {name: regraft.load(path).compile("onnxruntime") for name, path in files.items()}
-    measured = compare({name: lambda run=run: run(**inputs) for name, run in runs.items()}, rounds=rounds)
-    for name, path in files.items():
-        size, timing = path.stat().st_size / 1e6, measured.timings[name]
-        share = measured.ratio(name)
-        print(f"{name:<18} {size:6.1f} MB  {1e3 * timing.median_s:6.1f} ms  {share:.2f} of the original's time")
 
 
 if __name__ == "__main__":

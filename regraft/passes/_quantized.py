@@ -1,14 +1,16 @@
 """What the passes that quantize linear layers share: outlier columns, measured errors, bytes, and what is too small."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from regraft.graph import LinearSite, Value
+from regraft.graph import Graph, LinearSite, Value
+from regraft.numerics import int8
 from regraft.ops import Op, evaluate
-from regraft.passes._pass import Reject
+from regraft.passes._pass import Plan, Reject
 from regraft.passes._statistics import SiteStatistics
 
 Steps = Literal["row", "tensor"]
@@ -28,6 +30,40 @@ to 16 times as wide as high; a single row wins less, and loses with one step a r
 """
 ROWS: Final = 256
 """Random rows on which a layer without calibration is measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedPlan(Plan):
+    """One quantized layer: the operands that its op has beside x and the bias, and the op's attributes."""
+
+    tensors: dict[str, Tensor]
+    attributes: dict[str, int | float]
+    insert: Op
+
+
+def build_quantized(graph: Graph, site: LinearSite, plan: QuantizedPlan) -> None:
+    """Write a plan's operands; a bias that did not change stays the same constant."""
+    graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
+
+
+def refuse_wide(site: LinearSite) -> Reject | None:
+    """Return why a layer has too many inputs for sums in 32 bits, or None when it has not."""
+    if site.in_features <= int8.MOST_INPUTS:
+        return None
+    return Reject(f"sums over {site.in_features} inputs could overflow 32 bits; at most {int8.MOST_INPUTS} fit")
+
+
+def calibrated_outliers(
+    site: LinearSite, statistics: SiteStatistics, *, threshold: float, relative: float, cap: float
+) -> Tensor | None:
+    """Return the outlier columns of a layer's input, or None when it has none; see `int8.outlier_columns`."""
+    found = int8.outlier_columns(statistics.moments.peak, threshold=threshold, relative=relative, cap=cap)
+    return found.to(site.weight.device) if len(found) else None
+
+
+def kept_text(kept: int) -> str:
+    """Return how many columns stay in floating point, as the ledger says it ("1 column kept")."""
+    return "1 column kept" if kept == 1 else f"{kept} columns kept"
 
 
 def refuse_small(site: LinearSite, activations: Steps, outliers: Literal["fixed", "dynamic"]) -> Reject | None:

@@ -9,9 +9,19 @@ from regraft.errors import OptionError, VerificationError
 from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
 from regraft.numerics import int8
 from regraft.numerics.int8_state import Int8State, open_state
-from regraft.ops import Op, int8_linear, int8_outlier_linear, int8_topk_linear
-from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
-from regraft.passes._quantized import bytes_of, measured_error, outlier_operands, refuse_small, unchanged_bias
+from regraft.ops import int8_linear, int8_outlier_linear, int8_topk_linear
+from regraft.passes._pass import Reject, SitePass, check_patterns
+from regraft.passes._quantized import (
+    QuantizedPlan,
+    build_quantized,
+    bytes_of,
+    calibrated_outliers,
+    kept_text,
+    measured_error,
+    outlier_operands,
+    refuse_small,
+    refuse_wide,
+)
 from regraft.passes._selection import refuse_layer, refuse_not_finite
 from regraft.passes._statistics import SiteStatistics
 
@@ -21,17 +31,8 @@ FEWEST_DYNAMIC: Final = 8
 """Columns that "dynamic" looks for at least; the published method met 7 at most in models up to 13 G parameters."""
 
 
-@dataclass(frozen=True, eq=False)
-class Int8Plan(Plan):
-    """One layer in 8 bits: the operands that its op has beside x and the bias, and the op's attributes."""
-
-    tensors: dict[str, Tensor]
-    attributes: dict[str, int | float]
-    insert: Op
-
-
 @dataclass(frozen=True)
-class LLMInt8(SitePass[LinearSite, Int8Plan]):
+class LLMInt8(SitePass[LinearSite, QuantizedPlan]):
     """Replace `linear` by products of 8-bit integers, with the few outlier columns of its input in floating point.
 
     Weights get one scale a row, made without the outlier columns; activations are quantized when the model runs.
@@ -92,13 +93,9 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
     def refuse(self, site: LinearSite) -> Reject | None:
         """Refuse what is not asked for, and what is too wide or too small for integers to be of use."""
         unasked = refuse_layer(site, targets=self.targets, exclude=self.exclude, heads=self.heads)
-        if unasked is not None:
-            return unasked
-        if site.in_features > int8.MOST_INPUTS:
-            return Reject(f"sums over {site.in_features} inputs could overflow 32 bits; at most {int8.MOST_INPUTS} fit")
-        return None
+        return unasked or refuse_wide(site)
 
-    def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> Int8Plan | Reject:
+    def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> QuantizedPlan | Reject:
         """Find outliers, quantize, refuse what would not get smaller or faster, and measure the error."""
         mode = self._mode(statistics)
         if mode == "calibrated" and statistics is None:
@@ -113,9 +110,9 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
             return quantized
         return self._plan(site, statistics, quantized, mode, outliers)
 
-    def build(self, graph: Graph, site: LinearSite, plan: Int8Plan) -> None:
+    def build(self, graph: Graph, site: LinearSite, plan: QuantizedPlan) -> None:
         """Write codes and scales; a bias that did not change stays the same constant."""
-        graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
+        build_quantized(graph, site, plan)
 
     def _mode(self, statistics: SiteStatistics | None) -> Outliers:
         if self.outliers != "auto":
@@ -124,10 +121,7 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
 
     def _columns(self, site: LinearSite, statistics: SiteStatistics | None) -> Tensor | None:
         assert statistics is not None
-        found = int8.outlier_columns(
-            statistics.moments.peak, threshold=self.threshold, relative=self.relative, cap=self.cap
-        )
-        return found.to(site.weight.device) if len(found) else None
+        return calibrated_outliers(site, statistics, threshold=self.threshold, relative=self.relative, cap=self.cap)
 
     def _quantize(self, site: LinearSite, outliers: Tensor | None) -> int8.Quantized | Reject:
         if self.state is None:
@@ -147,7 +141,7 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
         quantized: int8.Quantized,
         mode: Outliers,
         outliers: Tensor | None,
-    ) -> Int8Plan | Reject:
+    ) -> QuantizedPlan | Reject:
         tensors = {"weight": quantized.codes, "scale": quantized.scale}
         attributes: dict[str, int | float] = {"per_row": int(self.activations == "row")}
         insert, kept = int8_linear.op, 0
@@ -161,7 +155,7 @@ class LLMInt8(SitePass[LinearSite, Int8Plan]):
         size = bytes_of(site, tensors)
         if size >= site.bytes:
             return Reject(f"in 8 bits, with {kept} columns kept, the {site.shape} layer would not be smaller")
-        return Int8Plan(
+        return QuantizedPlan(
             op=insert.name,
             after=_after(mode, kept, attributes),
             announced_error=measured_error(site, statistics, insert, tensors, attributes),
@@ -197,5 +191,4 @@ def _after(mode: Outliers, kept: int, attributes: dict[str, int | float]) -> str
     step = "int8 a row" if attributes["per_row"] else "int8"
     if "columns" in attributes:
         return f"{step}, up to {attributes['columns']} columns kept"
-    columns = "1 column" if kept == 1 else f"{kept} columns"
-    return f"{step}, {columns} kept" if mode == "calibrated" else step
+    return f"{step}, {kept_text(kept)}" if mode == "calibrated" else step

@@ -7,12 +7,21 @@ from torch import Tensor
 
 from regraft.errors import OptionError
 from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
-from regraft.numerics import int8
 from regraft.numerics.power_of_two import PowersOfTwo
 from regraft.numerics.power_of_two_fit import quantize_rows, quantize_with_feedback
-from regraft.ops import Op, shift_linear, shift_outlier_linear
-from regraft.passes._pass import Plan, Reject, SitePass, check_patterns
-from regraft.passes._quantized import bytes_of, measured_error, outlier_operands, refuse_small, unchanged_bias
+from regraft.ops import shift_linear, shift_outlier_linear
+from regraft.passes._pass import Reject, SitePass, check_patterns
+from regraft.passes._quantized import (
+    QuantizedPlan,
+    build_quantized,
+    bytes_of,
+    calibrated_outliers,
+    kept_text,
+    measured_error,
+    outlier_operands,
+    refuse_small,
+    refuse_wide,
+)
 from regraft.passes._selection import refuse_layer, refuse_not_finite
 from regraft.passes._statistics import SiteStatistics
 
@@ -21,17 +30,8 @@ _DAMPING: Final = 0.1
 """Of the error feedback: with short calibration 0.1 does better than the 0.01 that is usual for long ones."""
 
 
-@dataclass(frozen=True, eq=False)
-class ShiftPlan(Plan):
-    """One layer in powers of two: the operands that its op has beside x and the bias, and the op's attributes."""
-
-    tensors: dict[str, Tensor]
-    attributes: dict[str, int | float]
-    insert: Op
-
-
 @dataclass(frozen=True)
-class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
+class ShiftAdd(SitePass[LinearSite, QuantizedPlan]):
     """Replace the weights of `linear` by sums of signed powers of two, in 4 bits a term, with one scale a row.
 
     They are exact in int8, so the layer runs on the kernels of `llm-int8`. With calibration inputs the sums are those
@@ -98,16 +98,14 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
 
     def refuse(self, site: LinearSite) -> Reject | None:
         """Refuse what is not asked for, and what is too wide or too small for integers to be of use."""
-        unasked = refuse_layer(site, targets=self.targets, exclude=self.exclude, heads=self.heads)
-        if unasked is not None:
-            return unasked
-        if site.in_features > int8.MOST_INPUTS:
-            return Reject(f"sums over {site.in_features} inputs could overflow 32 bits; at most {int8.MOST_INPUTS} fit")
+        refused = refuse_layer(site, targets=self.targets, exclude=self.exclude, heads=self.heads) or refuse_wide(site)
+        if refused is not None:
+            return refused
         if self.small or self.activations == "none":
             return None
         return refuse_small(site, self.activations, "fixed")
 
-    def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> ShiftPlan | Reject:
+    def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> QuantizedPlan | Reject:
         """Find outliers, fit the sums, refuse what would not get smaller, and measure the error."""
         if self.outliers == "calibrated" and statistics is None:
             return Reject("outliers=calibrated needs calibration inputs, and there are none for it")
@@ -123,11 +121,11 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
             return Reject(f"as {plan.after}, the {site.shape} layer would not be smaller")
         return plan
 
-    def build(self, graph: Graph, site: LinearSite, plan: ShiftPlan) -> None:
+    def build(self, graph: Graph, site: LinearSite, plan: QuantizedPlan) -> None:
         """Write codes and scales; a bias that did not change stays the same constant."""
-        graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
+        build_quantized(graph, site, plan)
 
-    def _plan(self, site: LinearSite, statistics: SiteStatistics | None, outliers: Tensor | None) -> ShiftPlan:
+    def _plan(self, site: LinearSite, statistics: SiteStatistics | None, outliers: Tensor | None) -> QuantizedPlan:
         weight = self._fit(site, statistics, outliers)
         tensors = {"codes": weight.packed, "scale": weight.scale}
         insert, kept = shift_linear.op, 0
@@ -139,7 +137,7 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
             "in_features": site.in_features,
             "activations": _ACTIVATIONS[self.activations],
         }
-        return ShiftPlan(
+        return QuantizedPlan(
             op=insert.name,
             after=self._after(kept),
             announced_error=measured_error(site, statistics, insert, tensors, attributes),
@@ -153,10 +151,7 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
     def _columns(self, site: LinearSite, statistics: SiteStatistics | None) -> Tensor | None:
         if statistics is None or self.outliers == "none" or self.activations == "none":
             return None
-        found = int8.outlier_columns(
-            statistics.moments.peak, threshold=self.threshold, relative=self.relative, cap=self.cap
-        )
-        return found.to(site.weight.device) if len(found) else None
+        return calibrated_outliers(site, statistics, threshold=self.threshold, relative=self.relative, cap=self.cap)
 
     def _fit(self, site: LinearSite, statistics: SiteStatistics | None, outliers: Tensor | None) -> PowersOfTwo:
         if statistics is None:
@@ -169,4 +164,4 @@ class ShiftAdd(SitePass[LinearSite, ShiftPlan]):
     def _after(self, kept: int) -> str:
         terms = "1 power of two" if self.terms == 1 else f"{self.terms} powers of two"
         inputs = {"row": ", int8 a row", "tensor": ", int8", "none": ""}[self.activations]
-        return f"{terms}{inputs}" + (f", {kept} columns kept" if kept else "")
+        return f"{terms}{inputs}" + (f", {kept_text(kept)}" if kept else "")

@@ -1,6 +1,6 @@
-"""The pass `llm-int8` on MiniLM in ONNX Runtime, beside the original and beside onnxruntime's own dynamic quantization.
+"""The passes `llm-int8` and `shift-add` on MiniLM in ONNX Runtime, beside the original and onnxruntime's own.
 
-    python benchmarks/bench_int8.py [--rounds 40] [--threads 2]
+    python benchmarks/bench_quantized.py [--rounds 40] [--threads 2]
 
 One process, one run, the sessions in turn: batch 8 of 128 tokens. "time" is the median over the rounds of a model's
 time divided by the original's in the same round. "cosine" compares sentence embeddings with the original's, for
@@ -21,11 +21,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import regraft
 from regraft.backends import Executable, compare
-from regraft.passes import LLMInt8
-from regraft.result import Optimized
+from regraft.passes import LLMInt8, ShiftAdd
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from _minilm import batches, embed, load_model, tokenize
+from _minilm import batches, embed, load_model, share_of_bytes, tokenize
 from _sentences import CALIBRATION, EVALUATION
 
 BATCH, LENGTH = 8, 128
@@ -35,6 +34,10 @@ VARIANTS = {
     "llm-int8, row, dynamic": LLMInt8(activations="row", outliers="dynamic"),
     "llm-int8, row, none": LLMInt8(activations="row", outliers="none"),
     "llm-int8, tensor, none": LLMInt8(activations="tensor", outliers="none"),
+    "shift-add, 2 terms, row": ShiftAdd(terms=2),
+    "shift-add, 2 terms, tensor": ShiftAdd(terms=2, activations="tensor"),
+    "shift-add, 1 term, row": ShiftAdd(terms=1),
+    "shift-add, 1 term, tensor": ShiftAdd(terms=1, activations="tensor"),
 }
 
 
@@ -72,7 +75,7 @@ def candidates(folder: Path, threads: int) -> dict[str, Candidate]:
     for name, item in VARIANTS.items():
         optimized = regraft.optimize(original, passes=[item], calibration=calibration, progress=False)
         file = optimized.export(folder / f"{name.replace(', ', '-')}.onnx")
-        found[name] = Candidate(compiled(file, threads), share_of(optimized))
+        found[name] = Candidate(compiled(file, threads), share_of_bytes(optimized))
     return found
 
 
@@ -90,23 +93,18 @@ def compiled(file: Path, threads: int) -> Executable:
     return regraft.load(file).compile("onnxruntime", threads=threads)
 
 
-def share_of(optimized: Optimized) -> float:
-    rewritten = optimized.ledger.rewritten
-    return sum(entry.bytes_after or 0 for entry in rewritten) / sum(entry.bytes_before or 0 for entry in rewritten)
-
-
 def report(found: dict[str, Candidate], rounds: int) -> None:
     inputs = {name: tensor.numpy() for name, tensor in tokenize((EVALUATION * BATCH)[:BATCH], LENGTH).items()}
     timed = {name: lambda run=item.run: run(**inputs) for name, item in found.items()}
     measured = compare(timed, rounds=rounds)
     wanted = embed(found["original"].run, EVALUATION)
-    print(f"{'':<24} {'ms':>6}  {'time':>5}  {'cosine':>7}  {'lowest':>7}  {'bytes':>6}")
+    print(f"{'':<28} {'ms':>6}  {'time':>5}  {'cosine':>7}  {'lowest':>7}  {'bytes':>6}")
     for name, item in found.items():
         cosines = (embed(item.run, EVALUATION) * wanted).sum(-1)
         share = "" if item.share is None else f"{item.share:.4f}"
         milliseconds = 1e3 * measured.timings[name].median_s
         print(
-            f"{name:<24} {milliseconds:6.1f}  {measured.ratio(name):5.2f}  {float(cosines.mean()):7.5f}  "
+            f"{name:<28} {milliseconds:6.1f}  {measured.ratio(name):5.2f}  {float(cosines.mean()):7.5f}  "
             f"{float(cosines.min()):7.5f}  {share:>6}"
         )
 
