@@ -14,6 +14,19 @@ Status = Literal["rewritten", "kept", "rolled back"]
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """One more place where a rewritten layer stands; it shares the new weights.
+
+    Attributes:
+        output: key of the value that the new node computes.
+        removed: keys of the nodes that the rewrite covered.
+    """
+
+    output: str
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What became of one site under one pass.
 
@@ -32,6 +45,7 @@ class Entry:
         op: name of the op that was inserted ("lowrank_linear").
         removed: keys of the nodes that the rewrite covered.
         output: key of the value that the new node computes; the same before and after.
+        other_calls: the calls of the layer after the first one, whose nodes and output are the two above.
         pass_place: number of the pass in `Ledger.passes`, from 0; None when it is not known.
     """
 
@@ -49,6 +63,7 @@ class Entry:
     op: str = ""
     removed: tuple[str, ...] = ()
     output: str = ""
+    other_calls: tuple[Call, ...] = ()
     pass_place: int | None = None
 
 
@@ -150,7 +165,9 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
 
 def _plain_value(value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(cast(tuple[Any, ...], value))
+        return [_plain_value(item) for item in cast(tuple[Any, ...], value)]
+    if isinstance(value, dict):
+        return _plain(cast(dict[str, Any], value))
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -161,7 +178,8 @@ def _record_from(data: dict[str, Any]) -> PassRecord:
 
 def _entry_from(data: dict[str, Any]) -> Entry:
     errors = {name: _number(data[name]) for name in ("announced_error", "measured_error")}
-    return Entry(**cast(Any, {**data, **errors, "removed": tuple(data["removed"])}))
+    others = tuple(Call(call["output"], tuple(call["removed"])) for call in data.get("other_calls", []))
+    return Entry(**cast(Any, {**data, **errors, "removed": tuple(data["removed"]), "other_calls": others}))
 
 
 def _number(value: Any) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.ledger import Entry, Ledger, PassRecord, entry_cells
+from regraft.ledger import Call, Entry, Ledger, PassRecord, entry_cells
 
 numbers = st.none() | st.floats(allow_nan=False)
 entries = st.builds(
@@ -22,6 +22,7 @@ entries = st.builds(
     bytes_before=st.none() | st.integers(0),
     bytes_after=st.none() | st.integers(0),
     removed=st.lists(st.text(max_size=3), max_size=3).map(tuple),
+    other_calls=st.lists(st.builds(Call, st.text(max_size=3), st.just(("a", "b"))), max_size=2).map(tuple),
     pass_place=st.none() | st.integers(0, 3),
 )
 records = st.builds(

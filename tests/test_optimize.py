@@ -260,7 +260,7 @@ def test_calibration_that_is_no_list_of_batches_is_refused_with_the_remedy(given
     assert caught.value.hint == "put a single batch in a list: calibration=[batch]"
 
 
-def test_a_layer_that_is_called_twice_is_kept_and_the_reason_says_so() -> None:
+def test_a_layer_that_is_called_twice_is_rewritten_once() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -269,7 +269,6 @@ def test_a_layer_that_is_called_twice_is_kept_and_the_reason_says_so() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.tanh(self.layer(torch.tanh(self.layer(x))))
 
-    result = regraft.optimize(Twice().eval(), "low-rank", example_inputs=inputs(), strict=False, progress=False)
-    assert {entry.reason for entry in result.ledger} == {
-        "its weight is shared by 2 calls of the layer, and they cannot be rewritten one by one"
-    }
+    result = regraft.optimize(Twice().eval(), "low-rank", example_inputs=inputs(), progress=False)
+    assert [(entry.before, entry.status) for entry in result.ledger] == [("24x24, called 2 times", "rewritten")]
+    assert {name for name, _ in result.model.named_parameters()} == {"layer.down", "layer.up", "layer.bias"}

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Final
 
 from regraft.diff._side import Side
@@ -31,7 +32,8 @@ class Causes:
         self._by_output: dict[str, _Story] = {}
         self._by_site: dict[str, list[_Story]] = {}
         self._by_layer: dict[str, list[_Story]] = {}
-        for entry in [] if ledger is None else ledger.rewritten:
+        rewritten = [] if ledger is None else ledger.rewritten
+        for entry in chain.from_iterable(map(_calls, rewritten)):
             story = self._by_output.setdefault(entry.output, _Story()) if entry.output else _Story()
             story.entries.append(entry)
             _append(self._by_site, entry.site, story)
@@ -65,6 +67,15 @@ class Causes:
         for node in after:  # a re-export keeps neither keys nor metadata, but the layer's name
             layer = self._by_layer.get(node.scope, ()) if node.scope else ()
             yield from (story for story in layer if story.entries[-1].op == node.op)
+
+
+def _calls(entry: Entry) -> Iterator[Entry]:
+    """An entry for each call of the layer; bytes stand with the first one, for the weights are there once."""
+    yield entry
+    for call in entry.other_calls:
+        yield replace(
+            entry, output=call.output, removed=call.removed, other_calls=(), bytes_before=None, bytes_after=None
+        )
 
 
 def _newly_annotated(before: Side, after: Side) -> Iterator[str]:

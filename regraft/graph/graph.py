@@ -52,6 +52,11 @@ class Replacement(Protocol):
         """Keys of the nodes that the site covers; those that nothing else uses are removed."""
         ...
 
+    @property
+    def calls(self) -> "Sequence[Replacement]":
+        """All places where the layer stands, in graph order; the site itself is the first."""
+        ...
+
 
 class Graph(Protocol):
     """A program being rewritten. Views are snapshots: they stay valid until the next `replace` of the same graph.
@@ -101,7 +106,7 @@ class Graph(Protocol):
         tensors: Mapping[str, Tensor | Value | None],
         attributes: Attributes | None = None,
     ) -> None:
-        """Put `op` in the place of `site`.
+        """Put `op` in the place of `site`, in all of its calls, which share the new weights.
 
         Args:
             site: what to replace. Its output keeps its key, name and type.

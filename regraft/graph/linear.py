@@ -5,10 +5,10 @@
 with a constant W, stored [out, in] or [in, out], possibly behind a transpose.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from regraft.graph._calls import bring_together
 from regraft.graph.graph import Graph
 from regraft.graph.matcher import LOOK_THROUGH, Match, Pattern, call, constant, match, pattern, source
 from regraft.graph.site import LinearSite, NearMiss
@@ -47,22 +47,11 @@ class _Found:
 def find_linear_sites(graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
     """Return all linear layers in graph order, and the products that are none, with the reasons.
 
-    Layers of one name (a module that is called twice) get "#2", "#3" behind it.
+    The calls of one weight and bias are one site. Different layers of one name get "#2", "#3" behind it.
     """
-    sites: list[LinearSite] = []
-    misses: list[NearMiss] = []
-    seen: dict[str, int] = {}
-    for node in graph.nodes():
-        if node.op not in CANDIDATES:
-            continue
-        site = _site(graph, node)
-        if isinstance(site, NearMiss):
-            misses.append(site)
-            continue
-        seen[site.name] = seen.get(site.name, 0) + 1
-        count = seen[site.name]
-        sites.append(site if count == 1 else replace(site, name=f"{site.name}#{count}"))
-    return sites, misses
+    found = [_site(graph, node) for node in graph.nodes() if node.op in CANDIDATES]
+    calls = [site for site in found if isinstance(site, LinearSite)]
+    return bring_together(calls), [miss for miss in found if isinstance(miss, NearMiss)]
 
 
 def _site(graph: Graph, node: Node) -> LinearSite | NearMiss:
@@ -95,7 +84,6 @@ def _site(graph: Graph, node: Node) -> LinearSite | NearMiss:
         alpha=found.alpha,
         beta=found.beta,
         feeds_output=_reaches_output(found.output),
-        weight_readers=_other_readers(weight, (*found.nodes, *passed)),
     )
 
 
@@ -228,18 +216,6 @@ def _reaches_output(value: Value) -> bool:
         return not value.nested
     layout = LOOK_THROUGH | {"reshape", "squeeze", "unsqueeze", "cast"}
     return any(node.op in layout and _reaches_output(node.outputs[0]) for node in value.users)
-
-
-def _other_readers(weight: Value, covered: Sequence[Node]) -> tuple[str, ...]:
-    readers: list[str] = []
-    waiting = list(weight.users)
-    while waiting:
-        node = waiting.pop()
-        if node.op == "transpose" or node.op in LOOK_THROUGH:
-            waiting.extend(node.outputs[0].users)
-        elif node not in covered:
-            readers.append(node.scope or node.key)
-    return tuple(sorted(readers))
 
 
 def _padded(node: Node, count: int) -> list[Value | None]:

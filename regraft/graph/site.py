@@ -28,6 +28,11 @@ class Site:
     output: str
     nodes: Sequence[str]
 
+    @property
+    def calls(self) -> "tuple[Site, ...]":
+        """The places where it stands, in graph order: itself, and others that share its weights."""
+        return (self,)
+
     def describe(self) -> str:
         """Return what stands there now, in a few characters, for the ledger."""
         return self.name
@@ -36,6 +41,10 @@ class Site:
 @dataclass(frozen=True, eq=False)
 class LinearSite(Site):
     """y = alpha · x · Wᵀ + beta · bias with constant W, however the graph spells it.
+
+    A layer that is called several times, or several layers of one weight and bias, are one site: it is rewritten
+    everywhere or nowhere, and its calls go on sharing what they read. Its own operands, output and nodes are those of
+    the first call.
 
     Attributes:
         graph: where the weights are read from.
@@ -47,7 +56,8 @@ class LinearSite(Site):
         input_type: type of x, as far as it is known.
         nested: whether it lives in a nested body (If, Loop, Scan), where its inputs cannot be tapped.
         feeds_output: whether the graph returns y itself (a head).
-        weight_readers: names of other operations that read W ("embedding"), for tied weights.
+        others: the calls after the first one, each a site without others.
+        weight_readers: names of other operations that read W ("embedding"), for tied weights; the first few.
     """
 
     graph: Graph = field(repr=False)
@@ -61,7 +71,18 @@ class LinearSite(Site):
     alpha: float = 1.0
     beta: float = 1.0
     feeds_output: bool = False
+    others: "tuple[LinearSite, ...]" = field(default=(), repr=False)
     weight_readers: tuple[str, ...] = ()
+
+    @property
+    def calls(self) -> "tuple[LinearSite, ...]":
+        """All calls, in graph order, itself the first."""
+        return (self, *self.others)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that call it, itself the first; one where a single layer is called again and again."""
+        return tuple(dict.fromkeys(call.name for call in self.calls))
 
     @property
     def input(self) -> str:
@@ -69,13 +90,22 @@ class LinearSite(Site):
         return self.operands["x"]
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Keys of x in all calls."""
+        return tuple(call.input for call in self.calls)
+
+    @property
     def shape(self) -> str:
         """Out x in, as in the weight ("1536x384")."""
         return f"{self.out_features}x{self.in_features}"
 
     def describe(self) -> str:
-        """Return the weight's shape."""
-        return self.shape
+        """Return the weight's shape, and how often it is used when that is more than once."""
+        if not self.others:
+            return self.shape
+        if len(self.layers) == 1:
+            return f"{self.shape}, called {len(self.calls)} times"
+        return f"{self.shape}, shared by {len(self.layers)} layers"
 
     @property
     def break_even_rank(self) -> int:

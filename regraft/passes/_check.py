@@ -68,7 +68,7 @@ class Question:
     """A rewritten site to be checked.
 
     Attributes:
-        site: found in the graph before.
+        site: one call of a layer, found in the graph before.
         plan: its announcement.
         sample: calibration rows [rows, in], or None.
     """
@@ -105,6 +105,19 @@ def check_sites(
     return checks
 
 
+def worst(checks: Sequence[SiteCheck]) -> SiteCheck:
+    """Return the check of the call that is worst off."""
+    return max(checks, key=lambda check: (not check.holds, check.error))
+
+
+def violation_of(checks: Sequence[SiteCheck]) -> str:
+    """Return what is wrong with a layer that does not hold, and in which of its calls when it has several."""
+    check = worst(checks)
+    if len(checks) == 1:
+        return str(check)
+    return f"in call {checks.index(check) + 1} of {len(checks)}, which share one weight: {check}"
+
+
 def _ask(graph: Graph, group: Sequence[Question], seed: int) -> list[SiteCheck]:
     given = {
         question.site.input: _with_rank(_rows(question, seed), question.site.input_type.rank) for question in group
@@ -130,22 +143,23 @@ def _broken(question: Question, error: Exception) -> SiteCheck:
 
 
 def _groups(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """Runs of sites that can be evaluated together: one kind of rows an input, nested bodies alone.
+    """Runs of sites that can be evaluated together: the same rows for each input, nested bodies alone.
 
     A site that reads what another one computes is not evaluated with it: given rows would stand in for the result.
     """
     group: list[Question] = []
-    kinds: dict[str, str] = {}
+    given: dict[str, Tensor | None] = {}
     results: set[str] = set()
     for question in questions:
         site = question.site
-        clash = kinds.get(site.input, question.rows_from) != question.rows_from
-        chained = site.input in results or site.output in kinds
+        rows = question.sample if question.rows_from == "calibration" else None
+        clash = given.get(site.input, rows) is not rows
+        chained = site.input in results or site.output in given
         if group and (clash or chained or len(group) == TOGETHER or site.nested or group[-1].site.nested):
             yield group
-            group, kinds, results = [], {}, set()
+            group, given, results = [], {}, set()
         group.append(question)
-        kinds[site.input] = question.rows_from
+        given[site.input] = rows
         results.add(site.output)
     if group:
         yield group

@@ -12,8 +12,9 @@ HEAD_NAMES: Final = frozenset(
 
 def head_reason(site: LinearSite) -> str:
     """Return why a layer counts as a head, as a phrase, or ""."""
-    for part in site.name.split("."):
-        name = part.partition("#")[0]  # "#2" numbers the calls of one layer
+    for part in (part for layer in site.layers for part in layer.split(".")):
+        name = part.partition("#")[0]  # "#2" numbers layers of one name
         if name in HEAD_NAMES:
             return f"it is a head ({name})"
-    return "it is a head (the model returns its output)" if site.feeds_output else ""
+    returned = any(call.feeds_output for call in site.calls)
+    return "it is a head (the model returns its output)" if returned else ""

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
 from regraft.errors import (
@@ -28,7 +29,7 @@ from regraft.graph import Graph, LinearSite
 from regraft.graph.graph import Outputs
 from regraft.ledger import Ledger, PassRecord
 from regraft.passes._budget import Gate
-from regraft.passes._check import Question, check_sites, model_error
+from regraft.passes._check import Question, check_sites, model_error, violation_of, worst
 from regraft.passes._instruments import Instrument
 from regraft.passes._order import order_passes
 from regraft.passes._pass import Reject
@@ -149,7 +150,7 @@ class _Manager:
         if wanted:
             self.settings.report(f"{run.item.name}: plan", len(wanted), len(wanted))
 
-    def _statistics(self, run: PassRun, wanted: Sequence[LinearSite]) -> dict[str, SiteStatistics]:
+    def _statistics(self, run: PassRun, wanted: Sequence[LinearSite]) -> dict[tuple[str, ...], SiteStatistics]:
         batches = self.settings.calibration
         if batches is None and run.item.needs == "calibration":
             raise InputError(f"{run.item.name} needs calibration inputs; pass calibration=batches")
@@ -180,7 +181,8 @@ class _Manager:
         site = candidate.site
         try:
             run.item.build(graph, site, candidate.plan)
-            graph.annotate(site.output, {"regraft.pass": run.item.name, "regraft.site": site.name})
+            for call in site.calls:
+                graph.annotate(call.output, {"regraft.pass": run.item.name, "regraft.site": call.name})
         except Exception as error:  # one site that a pass cannot build must not take the others down with it
             self._crashed(run.place, run.text, run.before, error)
             what = f"build raised {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -208,15 +210,17 @@ class _Manager:
 
     def _check(self, run: PassRun, graph: Graph) -> None:
         standing = run.standing
-        stage, total = f"{run.item.name}: check", len(standing)
-        questions = [Question(item.site, item.plan, run.sample(item.site)) for item in standing]
-        checks = check_sites(
-            graph, questions, self.settings.seed, lambda done: self.settings.report(stage, done, total)
+        questions = [Question(call, item.plan, run.sample(item.site)) for item in standing for call in item.site.calls]
+        stage, total = f"{run.item.name}: check", len(questions)
+        answers = iter(
+            check_sites(graph, questions, self.settings.seed, lambda done: self.settings.report(stage, done, total))
         )
-        for candidate, check in zip(standing, checks, strict=True):
-            candidate.check = check
-            if not check.holds:
-                candidate.lost = self._violated(VerificationError, run, str(check), candidate.site.name)
+        for candidate in standing:
+            checks = list(islice(answers, len(candidate.site.calls)))
+            candidate.check = worst(checks)
+            if not candidate.check.holds:
+                what = violation_of(checks)
+                candidate.lost = self._violated(VerificationError, run, what, candidate.site.name)
 
     def _violated(
         self,

@@ -7,7 +7,7 @@ from typing import Final
 from torch import Tensor
 
 from regraft.graph import Graph, LinearSite, NearMiss, Node
-from regraft.ledger import Entry
+from regraft.ledger import Call, Entry
 from regraft.passes._check import SiteCheck
 from regraft.passes._pass import Plan
 from regraft.passes._registry import AnyPass
@@ -21,6 +21,7 @@ class Candidate:
     """A planned site on its way into the graph.
 
     Attributes:
+        check: what was measured on it, on the worst of its calls.
         lost: why it was taken back, or "".
     """
 
@@ -30,8 +31,9 @@ class Candidate:
     lost: str = ""
 
     def changed(self, before: Graph, after: Graph) -> bool:
-        """Whether anything else than before computes the site's output."""
-        return _program(before.value(self.site.output).producer) != _program(after.value(self.site.output).producer)
+        """Whether anything else than before computes the output of every call."""
+        outputs = [call.output for call in self.site.calls]
+        return all(_program(before.value(key).producer) != _program(after.value(key).producer) for key in outputs)
 
 
 @dataclass
@@ -50,7 +52,7 @@ class PassRun:
     place: int
     text: str
     before: Graph
-    statistics: dict[str, SiteStatistics] = field(default_factory=dict[str, SiteStatistics])
+    statistics: dict[tuple[str, ...], SiteStatistics] = field(default_factory=dict[tuple[str, ...], SiteStatistics])
     candidates: list[Candidate] = field(default_factory=list[Candidate])
     rejected: list[tuple[LinearSite, str]] = field(default_factory=list[tuple[LinearSite, str]])
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
@@ -64,7 +66,7 @@ class PassRun:
 
     def of(self, site: LinearSite) -> SiteStatistics | None:
         """Return the statistics of a site's input, if there are any."""
-        return self.statistics.get(site.input)
+        return self.statistics.get(site.inputs)
 
     def sample(self, site: LinearSite) -> Tensor | None:
         """Return calibration rows of a site's input, if there are any."""
@@ -110,6 +112,7 @@ def _entry(run: PassRun, candidate: Candidate) -> Entry:
         op=plan.op,
         removed=tuple(site.nodes),
         output=site.output,
+        other_calls=tuple(Call(call.output, tuple(call.nodes)) for call in site.others),
         pass_place=run.place,
     )
 

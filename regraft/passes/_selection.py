@@ -10,16 +10,27 @@ from regraft.passes._statistics import SiteStatistics
 
 def refuse_layer(site: LinearSite, *, targets: tuple[str, ...], exclude: tuple[str, ...], heads: bool) -> Reject | None:
     """Return why a layer is left alone: not asked for, its weight is tied, or a head that was not named; else None."""
-    if not is_selected(site.name, targets, exclude):
-        return Reject("not among the targets" if not is_selected(site.name, targets, ()) else "excluded")
-    own = [reader for reader in site.weight_readers if reader == site.name.partition("#")[0]]
-    if own:
-        calls = len(site.weight_readers) + 1
-        return Reject(f"its weight is shared by {calls} calls of the layer, and they cannot be rewritten one by one")
+    refused = _not_asked_for(site, targets, exclude)
+    if refused:
+        return Reject(refused)
     if site.weight_readers:
         return Reject(f"its weight is also read by {site.weight_readers[0]}, so the dense one would stay")
     head = "" if heads or targets else head_reason(site)
     return Reject(f"{head}; heads=true rewrites it") if head else None
+
+
+def _not_asked_for(site: LinearSite, targets: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    """Why a layer, or one that shares its weight and would be rewritten with it, is not asked for, or ""."""
+    wanted = [layer for layer in site.layers if is_selected(layer, targets, exclude)]
+    unwanted = [layer for layer in site.layers if layer not in wanted]
+    if not unwanted:
+        return ""
+    why = "excluded" if is_selected(unwanted[0], targets, ()) else "not among the targets"
+    if not wanted:
+        return why
+    if unwanted[0] == site.name:
+        return f"{why}; {wanted[0]} shares its weight and is kept with it"
+    return f"it shares its weight with {unwanted[0]}, which is {why}"
 
 
 def refuse_not_finite(site: LinearSite, statistics: SiteStatistics | None) -> Reject | None:

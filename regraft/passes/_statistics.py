@@ -17,7 +17,7 @@ SAMPLE_ROWS = 512
 
 @dataclass(slots=True)
 class SiteStatistics:
-    """Of one activation that layers read.
+    """Of one activation that layers read, or of those that the calls of one layer read.
 
     Attributes:
         moments: of all calibration rows.
@@ -59,24 +59,27 @@ def collect(
     *,
     seed: int,
     advance: Callable[[int], None] = lambda _: None,
-) -> dict[str, SiteStatistics]:
-    """Run the graph on calibration batches and return statistics by key of the activation.
+) -> dict[tuple[str, ...], SiteStatistics]:
+    """Run the graph on calibration batches and return statistics by the keys of the activations (`LinearSite.inputs`).
 
-    Layers that read the same activation (query, key and value) share an entry. Sites in nested bodies have none.
+    Layers that read the same activation (query, key and value) share an entry. A layer that is called several times
+    has one of the rows of all calls. Sites with a call in a nested body have none.
 
     Raises:
         InputError: when there is no batch, or a batch does not fit the model.
     """
-    widths = {site.input: site.in_features for site in sites if not site.nested}
+    widths = {site.inputs: site.in_features for site in sites if not any(call.nested for call in site.calls)}
+    taps = list(dict.fromkeys(key for keys in widths for key in keys))
     found = {
-        key: SiteStatistics(Moments(width), torch.Generator().manual_seed(seed + place))
-        for place, (key, width) in enumerate(widths.items())
+        keys: SiteStatistics(Moments(width), torch.Generator().manual_seed(seed + place))
+        for place, (keys, width) in enumerate(widths.items())
     }
     count = 0
     for batch in batches:
-        _, tapped = graph.run(batch, list(found))
-        for key, statistics in found.items():
-            statistics.update(tapped[key])
+        _, tapped = graph.run(batch, taps)
+        for keys, statistics in found.items():
+            for key in keys:
+                statistics.update(tapped[key])
         count += 1
         advance(count)
     if count == 0:

@@ -367,14 +367,66 @@ def test_a_site_is_named_after_its_scope_else_its_weight_else_its_bias_else_its_
         assert _one(g).name == name
 
 
-def test_a_layer_that_is_called_several_times_gets_numbers_in_graph_order() -> None:
+def test_a_layer_that_is_called_several_times_is_one_site() -> None:
     g = FakeGraph()
     value, w = g.input("x", "batch", IN), g.weight("loop.weight", IN, IN)
     for _ in range(3):
         value = g.node("linear", value, w, shape=("batch", IN), scope="loop")
     g.node("linear", value, g.weight("other.weight", OUT, IN), shape=("batch", OUT), scope="other")
     sites, _ = find_linear_sites(g)  # type: ignore[arg-type]
-    assert [site.name for site in sites] == ["loop", "loop#2", "loop#3", "other"]
+    assert [site.name for site in sites] == ["loop", "other"]
+    assert [call.output for call in sites[0].calls] == ["linear_0", "linear_1", "linear_2"]
+    assert sites[0].inputs == ("x", "linear_0", "linear_1")
+    assert [site.describe() for site in sites] == [f"{IN}x{IN}, called 3 times", f"{OUT}x{IN}"]
+    assert [site.weight_readers for site in sites] == [(), ()]
+
+
+def test_different_layers_of_one_name_get_numbers_and_their_calls_the_same() -> None:
+    g = FakeGraph()
+    value, weights = _x(g), [g.weight("a", IN, IN), g.weight("b", IN, IN)]
+    for place in (0, 1, 0, 1):
+        value = g.node("linear", value, weights[place], shape=("batch", IN), scope="loop")
+    sites, _ = find_linear_sites(g)  # type: ignore[arg-type]
+    assert [[call.name for call in site.calls] for site in sites] == [["loop", "loop"], ["loop#2", "loop#2"]]
+
+
+def test_layers_of_one_weight_and_bias_are_one_site_named_after_the_first() -> None:
+    g = FakeGraph()
+    value, w, b = _x(g), g.weight("w", IN, IN), g.weight("b", IN)
+    for name in ("first", "second", "first"):
+        value = g.node("linear", value, w, b, shape=("batch", IN), scope=name)
+    site = _one(g)
+    assert (site.name, site.layers, len(site.calls)) == ("first", ("first", "second"), 3)
+    assert site.describe() == f"{IN}x{IN}, shared by 2 layers"
+
+
+@pytest.mark.parametrize("differing", ["another bias", "no bias", "turned", "scaled"])
+def test_layers_that_read_one_weight_in_different_ways_are_two_sites_that_know_of_each_other(differing: str) -> None:
+    g = FakeGraph()
+    x, w, b = _x(g), g.weight("w", IN, IN), g.weight("b", IN)
+    g.node("gemm", x, w, b, shape=("batch", IN), transB=1, alpha=1.0, beta=1.0, scope="one")
+    changed = {"turned": {"transB": 0}, "scaled": {"alpha": 2.0}}.get(differing, {})
+    bias = {"another bias": g.weight("c", IN), "no bias": None}.get(differing, b)
+    g.node("gemm", x, w, bias, shape=("batch", IN), **({"transB": 1, "alpha": 1.0, "beta": 1.0} | changed), scope="two")
+    sites, _ = find_linear_sites(g)  # type: ignore[arg-type]
+    assert [(site.name, site.weight_readers) for site in sites] == [("one", ("two",)), ("two", ("one",))]
+
+
+def test_a_weight_that_the_model_returns_has_the_output_among_its_readers() -> None:
+    g = FakeGraph()
+    w = g.weight("w", OUT, IN)
+    g.node("linear", _x(g), w, shape=("batch", OUT))
+    g.output(w)
+    assert _one(g).weight_readers == ("the model's output",)
+
+
+def test_only_the_first_few_readers_of_a_weight_are_listed() -> None:
+    g = FakeGraph()
+    w = g.weight("w", OUT, IN)
+    g.node("linear", _x(g), w, shape=("batch", OUT))
+    for place in range(20):
+        g.node("relu", w, key=f"reader{place:02}")
+    assert _one(g).weight_readers == tuple(f"reader{place:02}" for place in range(8))
 
 
 def test_other_readers_of_a_weight_are_listed_also_behind_transposes() -> None:

@@ -172,7 +172,7 @@ def test_what_is_shared_stands_before_the_first_reader_in_whatever_order_layers_
     statistics = collect(graph, sites, [(rows(seed),) for seed in (1, 2)], seed=0)
     rewritten = graph.copy()
     for site in reversed(sites):
-        item.build(rewritten, site, item.plan(site, statistics[site.input]))
+        item.build(rewritten, site, item.plan(site, statistics[site.inputs]))
     rewritten.validate()
     assert [value.type.dtype for value in rewritten.constants()].count("bool") == 1
     x = rows(9)

@@ -53,7 +53,9 @@ def test_a_layer_is_selected_by_any_target_and_dropped_by_any_exclusion(
 
 
 def _site(name: str, *, feeds_output: bool = False) -> Any:
-    return SimpleNamespace(name=name, feeds_output=feeds_output)
+    site = SimpleNamespace(name=name, feeds_output=feeds_output, layers=(name,))
+    site.calls = (site,)
+    return site
 
 
 @pytest.mark.parametrize("part", sorted(HEAD_NAMES))

@@ -73,10 +73,10 @@ def test_layers_that_read_one_activation_share_their_statistics() -> None:
     found = collect(graph, sites, [(batch(1),), (batch(2, rows=9),)], seed=0)
     query, key, classifier = sites
     assert query.input == key.input
-    assert set(found) == {query.input, classifier.input}
+    assert set(found) == {query.inputs, classifier.inputs}
     rows = torch.cat([batch(1), batch(2, rows=9)])
-    torch.testing.assert_close(found[query.input].moments.second, rows.double().t() @ rows.double())
-    assert torch.equal(found[query.input].sample, rows)
+    torch.testing.assert_close(found[query.inputs].moments.second, rows.double().t() @ rows.double())
+    assert torch.equal(found[query.inputs].sample, rows)
 
 
 def test_activations_inside_the_model_are_collected_as_the_model_computes_them() -> None:
@@ -84,7 +84,7 @@ def test_activations_inside_the_model_are_collected_as_the_model_computes_them()
     sites, _ = find_linear_sites(graph)
     found = collect(graph, sites, [(batch(1),)], seed=0)
     (first,) = graph.evaluate([sites[0].output], {sites[0].input: batch(1)})
-    assert torch.equal(found[sites[1].input].sample, first)
+    assert torch.equal(found[sites[1].inputs].sample, first)
 
 
 def test_progress_counts_the_batches() -> None:

@@ -26,6 +26,7 @@ class Index:
         self._holders: dict[ir.Graph, ir.Node] = {}
         self._prefixes: dict[ir.Graph, str] = {}
         self._names: set[str] = set()
+        self._counts: dict[str, int] = {}
 
     @classmethod
     def of(cls, graph: ir.Graph) -> "Index":
@@ -79,12 +80,12 @@ class Index:
 
     def unused_node_name(self, wanted: str, graph: ir.Graph) -> str:
         """Return a name under which a node can be added to the graph: the wanted one, or with "_2", "_3" behind."""
-        prefix = self._prefixes.get(graph, "")
-        name, count = wanted, 1
-        while prefix + name in self._nodes:
+        key = self._prefixes.get(graph, "") + wanted
+        count = self._counts.get(key, 1)  # where the last search ended: a layer that is called often is not slow
+        while (key if count == 1 else f"{key}_{count}") in self._nodes:
             count += 1
-            name = f"{wanted}_{count}"
-        return name
+        self._counts[key] = count
+        return wanted if count == 1 else f"{wanted}_{count}"
 
     def place(self, node: ir.Node) -> float:
         """Return a number that orders nodes as they run; those of a body come before the node that holds it."""

@@ -49,11 +49,25 @@ class Surgeon:
     def replace(
         self, site: Replacement, op: Op, tensors: Mapping[str, Tensor | Value | None], attributes: Numbers
     ) -> None:
-        """Replace a site; everything is looked up before anything is changed.
+        """Replace a site in all its calls, which share the new weights.
 
         Raises:
             GraphError: when the site is not in the graph, or an operand is missing or cannot be seen from there.
         """
+        made: dict[str, ir.Value] = {}
+        numbers = complete_attributes(op, attributes)
+        for call in site.calls:
+            self._replace_call(call, op, tensors, numbers, made)
+
+    def _replace_call(
+        self,
+        site: Replacement,
+        op: Op,
+        tensors: Mapping[str, Tensor | Value | None],
+        numbers: Numbers,
+        made: dict[str, ir.Value],
+    ) -> None:
+        """Replace one call; everything is looked up before anything is changed. New weights are added to `made`."""
         old = self._value(site, site.output)
         holder = old.producer()
         if holder is None or not isinstance(holder.graph, ir.Graph):
@@ -66,11 +80,12 @@ class Surgeon:
         present = [operand.name for operand in op.operands if operand.name in known | fresh]
         _check_names(site, op, present, [*site.operands, *tensors])
         self._check_visible(site, holder.graph, known)
-        numbers = complete_attributes(op, attributes)
         labels = {name: self.type_of(value).dtype for name, value in known.items()}
         labels |= {name: dtype_name(tensor.dtype) for name, tensor in fresh.items()}
         function = self._function(op, present, numbers, labels)
-        operands = known | {name: self._weight(site, op, name, tensor) for name, tensor in fresh.items()}
+        for name, tensor in fresh.items():
+            made[name] = made[name] if name in made else self._weight(site, op, name, tensor)
+        operands = known | made
         for name in shared:
             if name in op.linear_weights:
                 operands[name] = self._turned(site, operands[name], holder)

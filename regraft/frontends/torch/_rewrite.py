@@ -3,7 +3,7 @@
 # torch has no public name for the schema of an operator.
 # pyright: reportPrivateUsage=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,19 @@ _STALE_META = ("torch_fn", "source_fn_stack", "original_aten", "tensor_meta")
 class Rewrite:
     """What became of the nodes."""
 
-    changed: fx.Node
+    changed: Sequence[fx.Node]
     added: Sequence[fx.Node]
     erased: Sequence[fx.Node]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One call of the site: the node to turn, the operands that are there already, and all nodes that it covers."""
+
+    layer: str
+    output: fx.Node
+    operands: Mapping[str, fx.Node]
+    covered: Sequence[fx.Node]
 
 
 def rewrite(
@@ -34,45 +44,72 @@ def rewrite(
     tensors: Mapping[str, Tensor | Value | None],
     attributes: Attributes,
 ) -> Rewrite:
-    """Turn the node of the site's output into a call of `op`; drop what only the site needed.
+    """Turn the nodes of the site's outputs into calls of `op` with one set of weights; drop what only the site needed.
 
     Raises:
         GraphError: when the site is not in the graph, or operands or attributes do not fit the op.
         UnknownNameError: when torch knows no op of that name.
     """
+    target = torch_op(op.name)
+    places = [_place(program, call, op.name, target, tensors, attributes) for call in site.calls]
+    trainable = _is_trainable(program, [node for place in places for node in place.covered])
+    kept = {node for place in places for node in (place.output, *place.operands.values())}
+    erased = [node for place in places for node in _clear(program, place, kept)]
+    fresh, added = _weights(program, site, tensors, places[0].output, trainable=trainable)
+    for place in places:
+        _call(place.output, target, {**place.operands, **fresh}, attributes)
+    program.changed()
+    return Rewrite([place.output for place in places], added, erased)
+
+
+def _place(
+    program: Program,
+    site: Replacement,
+    name: str,
+    target: Any,
+    tensors: Mapping[str, Tensor | Value | None],
+    attributes: Attributes,
+) -> _Place:
     output = program.node(site.output, site.name)
     if output.op != "call_function":
         raise GraphError(f"{site.name}: {output.name} is a {output.op}, only a computed value can be replaced")
-    target = torch_op(op.name)
-    _check_arguments(site, op.name, target, tensors, attributes)
-    operands = _existing(program, site, tensors, output)
-    replaced = [output, *(program.index[key] for key in site.nodes if key in program.index)]
-    trainable = _is_trainable(program, replaced)
-    erased = _clear(program, site.name, replaced, [*operands.values()])
+    _check_arguments(site, name, target, tensors, attributes)
+    covered = [output, *(program.index[key] for key in site.nodes if key in program.index)]
+    return _Place(site.name, output, _existing(program, site, tensors, output), covered)
+
+
+def _weights(
+    program: Program,
+    site: Replacement,
+    tensors: Mapping[str, Tensor | Value | None],
+    before: fx.Node,
+    *,
+    trainable: bool,
+) -> tuple[dict[str, fx.Node], list[fx.Node]]:
+    """Nodes that read the new tensors, by operand; and those among them that were added."""
+    nodes: dict[str, fx.Node] = {}
     added: list[fx.Node] = []
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             continue
-        shared = program.shared_constant(tensor, output)
+        shared = program.shared_constant(tensor, before)
         if shared is None:
             full = program.store.free_name(site.name, name)
             program.store.add(full, tensor, requires_grad=trainable)
-            shared = program.add_constant(full, output)
+            shared = program.add_constant(full, before)
             added.append(shared)
-        operands[name] = shared
-    _call(output, target, operands, attributes)
-    program.changed()
-    return Rewrite(output, added, erased)
+        nodes[name] = shared
+    return nodes, added
 
 
-def _clear(program: Program, layer: str, replaced: Sequence[fx.Node], kept: Sequence[fx.Node]) -> list[fx.Node]:
-    """Take the operands from the first of the replaced nodes; erase the others, and what only they needed."""
-    output, *_ = replaced
-    constants = _constants_of(replaced)
-    candidates = [*output.all_input_nodes, *replaced]
-    output.args, output.kwargs = (), {}
-    erased = program.erase_unread(candidates, {output, *kept})
-    _forget_layer_names(program, layer, [node for node in constants if node.name in program.index])
+def _clear(program: Program, place: _Place, kept: Collection[fx.Node]) -> list[fx.Node]:
+    """Take the operands from the output's node; erase the other covered ones, and what only they needed."""
+    constants = _constants_of(place.covered)
+    candidates = [*place.output.all_input_nodes, *place.covered]
+    place.output.args, place.output.kwargs = (), {}
+    erased = program.erase_unread(candidates, kept)
+    left = [node for node in constants if node.name in program.index and node not in kept]
+    _forget_layer_names(program, place.layer, left)
     return erased
 
 

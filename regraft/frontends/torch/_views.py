@@ -1,7 +1,7 @@
 """Read-only views of a program: built once, then kept up to date by each rewrite."""
 
 import operator
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -66,10 +66,11 @@ class Views:
             raise GraphError(f"the graph has no value {key!r}")
         return value
 
-    def update(self, changed: fx.Node, added: Iterable[fx.Node], erased: Sequence[fx.Node]) -> bool:
-        """Follow a rewrite of one node; return False when it is too unusual, and the views must be built anew."""
-        view = self.nodes.get(changed.name)
-        if view is None or any(node.name not in self.values or node.target is operator.getitem for node in erased):
+    def update(self, changed: Sequence[fx.Node], added: Iterable[fx.Node], erased: Sequence[fx.Node]) -> bool:
+        """Follow a rewrite of some nodes; return False when it is too unusual, and the views must be built anew."""
+        if any(node.name not in self.nodes for node in changed):
+            return False
+        if any(node.name not in self.values or node.target is operator.getitem for node in erased):
             return False
         for node in erased:
             self._unlink(node.name)
@@ -77,12 +78,16 @@ class Views:
             del self.values[node.name]
         for node in added:
             self._add_constant(node)
-        self._unlink(changed.name)
-        fresh = self._view(changed, view.outputs)
+        for node in changed:
+            self._renew(node, self.nodes[node.name])
+        return True
+
+    def _renew(self, node: fx.Node, view: Node) -> None:
+        self._unlink(node.name)
+        fresh = self._view(node, view.outputs)
         view.op, view.native, view.scope = fresh.op, fresh.native, fresh.scope
         view.inputs, view.attributes, view.metadata = fresh.inputs, fresh.attributes, fresh.metadata
-        self._link(changed, view)
-        return True
+        self._link(node, view)
 
     def _add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -135,7 +140,7 @@ class Views:
 
     def _unlink(self, key: str) -> None:
         for value in self._reads.pop(key, ()):
-            value.users.remove(self.nodes[key])
+            del value.users[bisect_left(value.users, self._order[key], key=self._place)]
 
     def _place(self, view: Node) -> int:
         return self._order[view.key]
