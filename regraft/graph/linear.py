@@ -65,7 +65,7 @@ def _site(graph: Graph, node: Node) -> LinearSite | NearMiss:
         return NearMiss(label, problem)
     transposed = found.transposed != turned
     out_features, in_features = _extents(weight, transposed)
-    problem = _bias_problem(found.bias, out_features, _rank(node))
+    problem = _bias_problem(found.bias, out_features, _rank(node), spread=node.op != "matmul")
     if problem:
         return NearMiss(label, problem)
     return LinearSite(
@@ -101,7 +101,7 @@ def _operands(node: Node) -> _Found | str:
         bias, x, weight = _padded(node, 3)
         return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), True, alpha, beta)
     if node.attributes.get("transA", 0):
-        return "its first operand is transposed (transA=1)"
+        return "its first operand is transposed (transA=1); a Transpose node before a Gemm with transA=0 is a layer"
     x, weight, bias = _padded(node, 3)
     transposed = not node.attributes.get("transB", 0)
     return _Found(_known(x), _known(weight), bias, node.outputs[0], (node,), transposed, alpha, beta)
@@ -178,7 +178,11 @@ def _extents(weight: Value, transposed: bool) -> tuple[int, int]:
     return (columns, rows) if transposed else (rows, columns)
 
 
-def _bias_problem(bias: Value | None, out_features: int, rank: int) -> str:
+def _bias_problem(bias: Value | None, out_features: int, rank: int, *, spread: bool = False) -> str:
+    """Why a summand is no bias, or ""; `spread` allows a single number, which gemm and addmm add to all features.
+
+    Behind a matmul a single number stays what it is, an addition that costs less than a bias.
+    """
     if bias is None:
         return ""
     origin = source(bias)[0]
@@ -189,7 +193,8 @@ def _bias_problem(bias: Value | None, out_features: int, rank: int) -> str:
         return f"its bias {origin.name} has no known shape"
     # One of more dims than the product would give the sum more dims than a layer's output has.
     one_row = 1 <= len(shape) <= rank and shape[-1] == out_features and all(extent == 1 for extent in shape[:-1])
-    return "" if one_row else f"its bias {origin.name} is {origin.type}, [{out_features}] is needed"
+    one_number = spread and len(shape) <= rank and all(extent == 1 for extent in shape)
+    return "" if one_row or one_number else f"its bias {origin.name} is {origin.type}, [{out_features}] is needed"
 
 
 def _layer_name(node: Node, found: _Found, weight: Value) -> str:

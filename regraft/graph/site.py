@@ -1,5 +1,6 @@
 """Sites: places in a graph that a pass can rewrite, named as the user's model names them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -140,9 +141,9 @@ class LinearSite(Site):
 
     @property
     def bytes(self) -> int:
-        """Size of weight and bias in bytes."""
-        elements = self.out_features * self.in_features + (self.out_features if self.bias_value else 0)
-        return elements * self.weight.element_size()
+        """Size of weight and bias in bytes, as they are stored: a bias may be a single number."""
+        stored = 0 if self.bias_value is None else math.prod(map(int, self.bias_value.type.shape or ()))
+        return (self.out_features * self.in_features + stored) * self.weight.element_size()
 
     def reference(self, x: Tensor) -> Tensor:
         """Return what the dense layer computes, in float64; x [..., in] -> [..., out]."""

@@ -106,10 +106,18 @@ def _matmul_of_a_weight_transposed_twice(g: FakeGraph) -> Callable[[Tensor], Ten
     return lambda x: x @ _t(g, w)
 
 
-def _gemm(trans_b: int, alpha: float, beta: float, bias_shape: tuple[int, ...]) -> Callable[..., Callable[..., Tensor]]:
+def _addmm_of_one_number(g: FakeGraph) -> Callable[[Tensor], Tensor]:
+    w, b = g.weight("layer.weight", IN, OUT), g.weight("layer.bias")
+    g.node("addmm", b, _x(g), w, shape=("batch", OUT), key="y", beta=3.0)
+    return lambda x: x @ _t(g, w) + 3.0 * _t(g, b)
+
+
+def _gemm(
+    trans_b: int, alpha: float, beta: float, bias_shape: tuple[int, ...] | None
+) -> Callable[..., Callable[..., Tensor]]:
     def build(g: FakeGraph) -> Callable[[Tensor], Tensor]:
         w = g.weight("layer.weight", *((OUT, IN) if trans_b else (IN, OUT)))
-        b = g.weight("layer.bias", *bias_shape) if bias_shape else None
+        b = g.weight("layer.bias", *bias_shape) if bias_shape is not None else None
         g.node("gemm", _x(g), w, b, shape=("batch", OUT), key="y", alpha=alpha, beta=beta, transA=0, transB=trans_b)
         product = _t(g, w).t() if trans_b else _t(g, w)
         return lambda x: alpha * (x @ product) + (beta * _t(g, b) if b is not None else 0)
@@ -133,7 +141,11 @@ SPELLINGS = {
     "gemm, transB": _gemm(1, 1.0, 1.0, (OUT,)),
     "gemm with factors": _gemm(0, 0.5, -2.0, (1, OUT)),
     "gemm, transB, with factors": _gemm(1, 0.25, 3.0, (OUT,)),
-    "gemm without bias": _gemm(1, 2.0, 5.0, ()),
+    "gemm without bias": _gemm(1, 2.0, 5.0, None),
+    "gemm with a bias of one number": _gemm(1, 2.0, 5.0, ()),
+    "gemm with a bias of one number in one dim": _gemm(0, 1.0, 1.0, (1,)),
+    "gemm with a bias of one number in two dims": _gemm(0, 1.0, 0.5, (1, 1)),
+    "addmm with a bias of one number": _addmm_of_one_number,
 }
 
 
@@ -156,7 +168,9 @@ def test_every_spelling_is_found_and_its_reference_computes_the_same(spelling: s
     torch.testing.assert_close(site.reference(x), direct(x.double()), rtol=1e-6, atol=1e-6)
     assert site.weight.shape == (OUT, IN)
     assert site.bias is None or site.bias.shape == (OUT,)
-    assert site.bytes == 4 * (OUT * IN + (0 if site.bias is None else OUT))
+    stored = 0 if site.bias_value is None else _t(g, site.bias_value).numel()
+    assert site.bytes == 4 * (OUT * IN + stored)
+    assert site.bias_fits == (site.bias_value is None or _t(g, site.bias_value).shape == (OUT,))
 
 
 def test_a_site_covers_its_product_its_sum_and_the_transposes_of_its_weight() -> None:
@@ -301,16 +315,16 @@ def test_a_transposed_left_operand_of_gemm_is_a_near_miss(trans_b: int) -> None:
     g = FakeGraph()
     w = g.weight("w", *((OUT, IN) if trans_b else (IN, OUT)))
     g.node("gemm", g.input("x", IN, "batch"), w, key="y", transA=1, transB=trans_b)
-    assert _miss(g) == NearMiss("y", "its first operand is transposed (transA=1)")
+    reason = "its first operand is transposed (transA=1); a Transpose node before a Gemm with transA=0 is a layer"
+    assert _miss(g) == NearMiss("y", reason)
 
 
 @pytest.mark.parametrize(
     ("op", "shape", "text"),
     [
-        ("addmm", (), "float32[]"),
-        ("addmm", (1,), "float32[1]"),
+        ("addmm", (1, 1, 1), "float32[1, 1, 1]"),
         ("addmm", (5, OUT), "float32[5, 3]"),
-        ("gemm", (), "float32[]"),
+        ("gemm", (1, 2), "float32[1, 2]"),
         ("gemm", (5, 1), "float32[5, 1]"),
         ("linear", (OUT + 1,), "float32[4]"),
     ],
