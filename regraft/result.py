@@ -49,7 +49,7 @@ class Optimized:
         if isinstance(self.graph, FxGraph):
             return self.graph.module
         assert isinstance(self.graph, OnnxGraph)
-        return self.graph.model
+        return self.graph.closed()
 
     @cached_property
     def diff(self) -> GraphDiff:

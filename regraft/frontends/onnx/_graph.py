@@ -8,6 +8,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from regraft.errors import GraphError
+from regraft.frontends.onnx._calls import Opened, close_calls
 from regraft.frontends.onnx._canonical import DOMAIN
 from regraft.frontends.onnx._check import check_model
 from regraft.frontends.onnx._evaluate import evaluate
@@ -33,7 +34,8 @@ class OnnxGraph:
     [in, out]. `replace` takes them in the layout of the op's file.
 
     Attributes:
-        model: the native model. It is the graph's own: change it only through the graph.
+        model: the native model, the user's functions that multiply by weights inlined. It is the graph's own: change it
+            only through the graph, and hand `closed()` out.
         path: file that it was loaded from; None for one that came from memory.
         notes: what loading changed or left out, one line each; empty for most models.
     """
@@ -47,6 +49,7 @@ class OnnxGraph:
         notes: Sequence[str] = (),
         inferred: Mapping[str, TensorType] | None = None,
         index: Index | None = None,
+        opened: Opened | None = None,
     ) -> None:
         self.model = model
         self.path = path
@@ -54,6 +57,8 @@ class OnnxGraph:
         self._name = name
         self._inferred = inferred or {}
         self._index = index or Index.of(model.graph)
+        self._opened = opened
+        self._closed: ir.Model | None = None
         self._made: MadeFunctions = {}
         self._small: SmallConstants = {}
         self._views: Views | None = None
@@ -118,7 +123,7 @@ class OnnxGraph:
         """
         known = op if isinstance(op, Op) else get_op(op.name)
         numbers = _numbers(known, attributes or {})
-        self._views = self._runner = None
+        self._views = self._runner = self._closed = None
         surgeon = Surgeon(self.model, self._index, self.opset, self._made, self._small, self._type_of)
         surgeon.replace(site, known, tensors, numbers)
 
@@ -127,13 +132,21 @@ class OnnxGraph:
         model = self.model.clone()
         stems = tuple(get_op(name).onnx_name for name in ops if get_op(name).chain)
         inline_functions(model, lambda identifier: identifier[0] == DOMAIN and identifier[1].startswith(stems))
-        return OnnxGraph(model, name=self._name, path=self.path, notes=self.notes, inferred=self._inferred)
+        return OnnxGraph(
+            model,
+            name=self._name,
+            path=self.path,
+            notes=self.notes,
+            inferred=self._inferred,
+            opened=self._opened,
+        )
 
     def annotate(self, key: str, metadata: Mapping[str, str]) -> None:
         """Add metadata to the node that produces the value `key`."""
         producer = self._native(key).producer()
         if producer is None:
             raise GraphError(f"{self.name}: {key!r} is computed by no node and cannot be annotated")
+        self._closed = None
         producer.metadata_props.update(metadata)
 
     def run(self, inputs: Inputs, taps: Sequence[str] = ()) -> tuple[Outputs, Tapped]:
@@ -171,7 +184,20 @@ class OnnxGraph:
             notes=self.notes,
             inferred=self._inferred,
             index=self._index.copy_to(self.model.graph, model.graph),
+            opened=self._opened,
         )
+
+    def closed(self) -> ir.Model:
+        """Return the model as it is handed out: calls of the user's functions in which nothing was rewritten are calls.
+
+        It is the graph's own model where no such call was inlined, and the same object until the next rewrite.
+        """
+        if self._opened is None:
+            return self.model
+        if self._closed is None:
+            self._closed = self.model.clone()
+            close_calls(self._closed, self._opened)
+        return self._closed
 
     def snapshot(self) -> Snapshot:
         """Return the program as plain data, without weights."""

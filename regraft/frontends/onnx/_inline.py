@@ -1,4 +1,7 @@
-"""Functions of the user's model that multiply by weights from their calls: inlined, so that the weights can be seen."""
+"""Functions of the user's model that multiply by weights: inlined, so that the layers inside are seen as layers.
+
+A call in which nothing is rewritten is put back when the model is handed out (`_calls`).
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -7,24 +10,34 @@ from typing import Final
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from regraft.frontends.onnx._calls import Opened, mark_calls, settle_calls
 from regraft.frontends.onnx._canonical import DOMAIN
 from regraft.graph.escape import escape
 
 _PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
 
 
-def inline_products(model: ir.Model) -> list[str]:
-    """Inline functions that hold a MatMul or Gemm, or call one that does; return notes of one line each."""
+def inline_products(model: ir.Model) -> tuple[Opened | None, list[str]]:
+    """Inline functions that hold a MatMul or Gemm, or call one that does.
+
+    Returns:
+        What the model was before, or None when nothing was inlined; and notes of one line each.
+    """
     wanted = _with_products(model)
     refusals = {identifier: _refusal(model, model.functions[identifier]) for identifier in wanted}
     chosen = {identifier for identifier in wanted if not refusals[identifier]}
     notes = [f"function {_label(one)} stays closed: {reason}" for one, reason in refusals.items() if reason]
-    if chosen:
-        calls = Counter(node.op_identifier() for node in _all_nodes(model))
-        InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
-        listed = ", ".join(f"{_label(one)} ({calls[one]} calls)" for one in wanted if one in chosen)
-        notes.append(f"functions that multiply by weights from their calls are inlined: {listed}")
-    return notes
+    if not chosen:
+        return None, notes
+    counts = Counter(node.op_identifier() for node in _all_nodes(model))
+    opened, calls = mark_calls(model, chosen)
+    InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
+    settle_calls(model, calls)
+    listed = ", ".join(f"{_label(one)} ({counts[one]} calls)" for one in wanted if one in chosen)
+    notes.append(
+        f"calls of functions that multiply by weights are inlined where something inside is rewritten: {listed}"
+    )
+    return opened, notes
 
 
 def inline_functions(model: ir.Model, wanted: Callable[[ir.OperatorIdentifier], bool]) -> None:
@@ -49,6 +62,8 @@ def _refusal(model: ir.Model, function: ir.Function) -> str:
         if model.opset_imports.get(domain, version) != version:
             imported = f"{escape(domain) or 'ai.onnx'} {version}"
             return f"it is written for {imported}, the model for {model.opset_imports[domain]}"
+    if len({*function.inputs, *function.outputs}) < len(function.inputs) + len(function.outputs):
+        return "it returns an operand as it is, or one result twice"
     bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     calls = (node for node in _all_nodes(model) if node.op_identifier() == function.identifier())
     if any(attribute.type in bodies for node in calls for attribute in node.attributes.values()):

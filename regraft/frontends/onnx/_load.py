@@ -98,12 +98,13 @@ def _graph(model: ir.Model, name: str, path: Path | None, notes: list[str]) -> O
     check_operands(model, default_opset(model), name)
     if sort_nodes(model, name):
         notes.append("nodes were not in topological order; sorted")
-    notes.extend(inline_products(model))
+    opened, remarks = inline_products(model)
+    notes.extend(remarks)
     defaults = [str(value.name) for value in model.graph.inputs if value.is_initializer()]
     if defaults:
         listed = ", ".join(defaults[:3]) + (", ..." if len(defaults) > 3 else "")
         notes.append(f"{len(defaults)} weights are inputs with a default, and so no constants: {listed}")
-    return OnnxGraph(model, name=name, path=path, notes=notes, inferred=infer_types(model))
+    return OnnxGraph(model, name=name, path=path, notes=notes, inferred=infer_types(model), opened=opened)
 
 
 def _check_opset(model: ir.Model, name: str) -> None:

@@ -54,7 +54,7 @@ def save(
     target = Path(path)
     source = model.model if isinstance(model, OnnxGraph) else model
     _check_target(target, source, model.path if isinstance(model, OnnxGraph) else None)
-    outgoing = source.clone()
+    outgoing = (model.closed() if isinstance(model, OnnxGraph) else model).clone()
     _drop_unused_functions(outgoing)
     if opset is not None and opset != default_opset(outgoing):
         convert_opset(outgoing, opset, target.name)

@@ -290,8 +290,8 @@ def test_only_functions_that_multiply_by_weights_are_inlined_and_noted() -> None
     graph = load(parse(FUNCTION_MODEL, {"w": (6, 4)}))
     assert [node.op for node in graph.nodes()] == ["matmul", "custom.shift"]
     assert graph.notes == (
-        "functions that multiply by weights from their calls are inlined: custom::Outer (1 calls), "
-        "custom::Linear (1 calls)",
+        "calls of functions that multiply by weights are inlined where something inside is rewritten: "
+        "custom::Outer (1 calls), custom::Linear (1 calls)",
     )
     assert [identifier[1] for identifier in graph.model.functions] == ["Shift"]
 
