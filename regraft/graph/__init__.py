@@ -2,6 +2,7 @@
 
 from regraft.graph.graph import Attributes, Graph, Inputs, Outputs, Replacement, StructuredOp, Tapped
 from regraft.graph.linear import find_linear_sites
+from regraft.graph.projection import Projection, find_projections
 from regraft.graph.site import LinearSite, NearMiss, Site
 from regraft.graph.snapshot import Snapshot, SnapshotNode, SnapshotValue, snapshot_of
 from regraft.graph.types import Dim, TensorType
@@ -17,6 +18,7 @@ __all__ = [
     "NearMiss",
     "Node",
     "Outputs",
+    "Projection",
     "Replacement",
     "Site",
     "Snapshot",
@@ -27,5 +29,6 @@ __all__ = [
     "TensorType",
     "Value",
     "find_linear_sites",
+    "find_projections",
     "snapshot_of",
 ]

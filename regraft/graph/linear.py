@@ -59,7 +59,7 @@ def _site(graph: Graph, node: Node) -> LinearSite | NearMiss:
     label = node.scope or node.key
     if isinstance(found, str):
         return NearMiss(label, found)
-    weight, turned, passed = _constant_behind(found.weight)
+    weight, turned, passed = constant_behind(found.weight)
     problem = _why_not_constant(found) if weight is None else _weight_problem(found, weight)
     if weight is None or problem:
         return NearMiss(label, problem)
@@ -118,7 +118,7 @@ def _product(node: Node) -> _Found:
     if not isinstance(outcome, Match) or outcome.bindings["w"] is not weight:
         return plain
     bias = outcome.bindings["bias"]
-    weight_value = _constant_behind(plain.weight)[0]
+    weight_value = constant_behind(plain.weight)[0]
     if weight_value is None or _bias_problem(bias, _last(node.outputs[0].type, weight_value), _rank(node)):
         return plain
     return replace(plain, bias=bias, output=sum_.outputs[0], nodes=(sum_, *outcome.nodes[1:]))
@@ -135,7 +135,7 @@ def _last(result: TensorType, weight: Value) -> int:
     return extent if isinstance(extent, int) else 0
 
 
-def _constant_behind(value: Value) -> tuple[Value | None, bool, tuple[Node, ...]]:
+def constant_behind(value: Value) -> tuple[Value | None, bool, tuple[Node, ...]]:
     """The constant that a value comes from, through transposes of a matrix; whether it is turned; the nodes passed."""
     turned = False
     nodes: tuple[Node, ...] = ()

@@ -80,6 +80,10 @@ class FakeGraph:
     def nodes(self) -> Sequence[Node]:
         return self._nodes
 
+    def value(self, key: str) -> Value:
+        computed = (output for node in self._nodes for output in node.outputs)
+        return next(value for value in (*self._inputs, *computed) if value.key == key)
+
     def constant(self, value: Value) -> Tensor | None:
         return self._constants[value.key][1] if value.key in self._constants else None
 
