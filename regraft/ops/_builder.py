@@ -38,6 +38,23 @@ class Builder(Protocol[V]):
         """
         ...
 
+    def attention(
+        self,
+        q: V,
+        k: V,
+        v: V,
+        mask: V | None,
+        bias: V | None,
+        *,
+        heads: int,
+        kv_heads: int,
+        split: bool,
+        scale: float,
+        causal: bool,
+    ) -> V:
+        """softmax(scale · q · kᵀ + bias, masked) · v; see `regraft.ops.multi_head_attention`."""
+        ...
+
     # Element by element, with broadcasting; both operands of one type
     def add(self, a: V, b: V) -> V: ...
     def sub(self, a: V, b: V) -> V: ...

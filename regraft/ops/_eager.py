@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError
+from regraft.ops._attend import attend
 from regraft.ops._integer import linear_integer
 from regraft.ops._op import Op
 
@@ -33,6 +34,27 @@ class TorchBuilder:
         zero_point = torch.round(-low / scale).clamp(0, 255)
         codes = (torch.round(x / scale) + zero_point).clamp(0, 255)
         return codes.to(torch.uint8), scale, zero_point.to(torch.uint8)
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        *,
+        heads: int,
+        kv_heads: int,
+        split: bool,
+        scale: float,
+        causal: bool,
+    ) -> Tensor:
+        if not split:
+            return attend(q, k, v, mask, bias, scale=scale, causal=causal)
+        q, k, v = (
+            x.unflatten(-1, (count, -1)).transpose(1, 2) for x, count in ((q, heads), (k, kv_heads), (v, kv_heads))
+        )
+        return attend(q, k, v, mask, bias, scale=scale, causal=causal).transpose(1, 2).flatten(2)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b

@@ -16,7 +16,8 @@ import onnx_ir as ir
 import torch
 
 from regraft.errors import GraphError
-from regraft.frontends.onnx._builder import OnnxBuilder, operand_syms
+from regraft.frontends.onnx._attention import AttentionBuilder
+from regraft.frontends.onnx._builder import operand_syms
 from regraft.frontends.onnx._canonical import DOMAIN, function_stem
 from regraft.frontends.onnx._tensors import from_torch, onnx_dtype_of
 from regraft.graph.types import dtype_name
@@ -37,6 +38,7 @@ def function_for(
     opset: int,
     attributes: Numbers | None = None,
     dtypes: Mapping[str, str] | None = None,
+    spelling: type[AttentionBuilder] = AttentionBuilder,
 ) -> ir.Function:
     """Return the op as an ONNX function; the same arguments give the same function.
 
@@ -46,6 +48,7 @@ def function_for(
         opset: version of the default domain, the same as the model's (ONNX Runtime's inliner demands it).
         attributes: values of the op's attributes; all of them.
         dtypes: element types of the operands by name; needed only where the opset has no CastLike (before 15).
+        spelling: how core operations are written; the default writes standard operators.
 
     Raises:
         GraphError: when an attribute is missing or unknown.
@@ -53,7 +56,7 @@ def function_for(
     """
     numbers = complete_attributes(op, attributes or {})
     names = [operand.name for operand in op.operands if not operand.optional or operand.name in present]
-    builder = OnnxBuilder(opset)
+    builder = spelling(opset)
     syms = operand_syms(names, dtypes or {}, op.linear_weights)
     by_name = dict(zip(names, syms, strict=True))
     result = builder.result(op.decompose(builder, *(by_name.get(operand.name) for operand in op.operands), **numbers))
