@@ -51,7 +51,7 @@ def explain_graph(graph: Graph, item: AnyPass, site: str | None = None) -> Expla
         UnknownNameError: when no place has that name.
     """
     sites, misses = item.find(graph)
-    findings = [_of_site(item, found) for found in sites if _wanted(found.name, site)]
+    findings = [_of_site(item, found) for found in sites if any(_wanted(name, site) for name in found.layers)]
     findings += [_of_miss(miss) for miss in misses if _wanted(miss.name, site)]
     if site is not None and not findings:
         names = [place.name for place in (*sites, *misses)]

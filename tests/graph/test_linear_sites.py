@@ -426,6 +426,38 @@ def test_layers_that_read_one_weight_in_different_ways_are_two_sites_that_know_o
     assert [(site.name, site.weight_readers) for site in sites] == [("one", ("two",)), ("two", ("one",))]
 
 
+def _loop(g: FakeGraph, weights: list[Value], bias: list[Value], scopes: str) -> list[LinearSite]:
+    value = _x(g)
+    for weight, summand, scope in zip(weights, bias, scopes, strict=True):
+        value = g.node("linear", value, weight, summand, shape=("batch", IN), scope=scope)
+    return find_linear_sites(g)[0]  # type: ignore[arg-type]
+
+
+def test_copies_of_a_weight_that_one_layer_reads_with_one_bias_are_one_weight() -> None:
+    g, content = FakeGraph(), torch.randn(IN, IN, generator=torch.Generator().manual_seed(0))
+    copies, b = [g.holding(f"copy{place}", content.clone()) for place in range(3)], g.weight("b", IN)
+    (site,) = _loop(g, copies, [b] * 3, "aaa")
+    assert [call.weight_value.name for call in site.calls] == ["copy0", "copy1", "copy2"]
+    assert site.weight_readers == ()
+    g.node("relu", copies[2], key="reader")
+    assert _one(g).weight_readers == ("reader",)
+
+
+def test_equal_weights_of_other_layers_or_with_other_biases_stay_apart() -> None:
+    for scopes, biases in (("ab", "xx"), ("aa", "xy")):
+        g, content = FakeGraph(), torch.ones(IN, IN)
+        copies = [g.holding(name, content.clone()) for name in ("one", "two")]
+        known = {name: g.weight(name, IN) for name in "xy"}
+        assert len(_loop(g, copies, [known[name] for name in biases], scopes)) == 2
+
+
+@pytest.mark.parametrize("other", [torch.eye(IN) + 1e-6, torch.eye(IN).double()])
+def test_weights_that_differ_at_all_are_no_copies(other: Tensor) -> None:
+    g = FakeGraph()
+    weights, b = [g.holding("one", torch.eye(IN)), g.holding("two", other)], g.weight("b", IN)
+    assert [site.name for site in _loop(g, weights, [b, b], "aa")] == ["a", "a#2"]
+
+
 def test_a_weight_that_the_model_returns_has_the_output_among_its_readers() -> None:
     g = FakeGraph()
     w = g.weight("w", OUT, IN)

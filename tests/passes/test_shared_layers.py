@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from faulty_passes import Faulty
@@ -21,6 +22,7 @@ from regraft.frontends.torch import capture
 from regraft.graph import Graph, LinearSite, find_linear_sites
 from regraft.ledger import Ledger
 from regraft.passes import LowRank, Monarch, Settings, ShiftAdd, resolve_passes, run_passes
+from regraft.passes._explain import explain_graph
 from regraft.passes._statistics import collect
 from regraft.passes.low_rank import LowRankPlan
 
@@ -196,6 +198,44 @@ def test_shared_factors_are_quantized_once_by_a_later_pass(kind: str) -> None:
     ]
     codes = [value for value in both.graph.constants() if "codes" in value.name]
     assert len(codes) == 4
+
+
+def test_copies_that_an_exporter_made_of_one_weight_are_rewritten_as_one() -> None:
+    file = ir.to_proto(graph_of("onnx").model)  # type: ignore[attr-defined]
+    calls = [node for node in file.graph.node if node.op_type == "Gemm"][:CALLS]
+    (weight,) = [tensor for tensor in file.graph.initializer if tensor.name == calls[0].input[1]]
+    for place, call in enumerate(calls[1:]):
+        file.graph.initializer.add().CopyFrom(weight)
+        file.graph.initializer[-1].name = call.input[1] = f"copy{place}"
+    result = rewritten(load(file), LowRank(rank=5))
+    assert [entry.before for entry in result.ledger] == [f"{WIDTH}x{WIDTH}, called 3 times", f"{WIDTH}x{WIDTH}"]
+    assert floats(result.graph) == 2 * 10 * WIDTH + 2 * WIDTH
+
+
+def test_a_shared_layer_that_is_kept_is_written_once_whatever_its_size(tmp_path: Path) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(WIDTH, 96), nn.Linear(96, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(CALLS):
+                x = torch.tanh(self.down(torch.tanh(self.up(x))))
+            return x
+
+    file = onnx.load(
+        regraft.load(seeded(Wide), example_inputs=batch(0).reshape(2, 20, WIDTH)).export(tmp_path / "dense.onnx")
+    )
+    assert sorted(tuple(tensor.dims) for tensor in file.graph.initializer if len(tensor.dims) == 2) == [
+        (WIDTH, 96),
+        (96, WIDTH),
+    ]
+
+
+def test_explain_finds_a_layer_by_the_name_of_one_that_shares_its_weight() -> None:
+    (finding,) = explain_graph(graph_of("fx", Tied), LowRank(rank=5), "second").findings
+    assert (finding.site, finding.verdict) == ("first", "would rewrite")
+    assert "shared by 2 layers" in finding.detail
 
 
 # Several layers of one weight

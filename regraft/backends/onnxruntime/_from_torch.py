@@ -18,6 +18,7 @@ import torch
 from onnxscript.values import Opset
 
 from regraft.backends.onnxruntime._attach import attach_functions
+from regraft.backends.onnxruntime._copies import merge_copies
 from regraft.errors import ExportError
 from regraft.frontends.onnx import OnnxGraph, load
 from regraft.frontends.torch import FxGraph
@@ -59,6 +60,7 @@ def to_onnx(graph: FxGraph, opset: int = DEFAULT_OPSET) -> OnnxGraph:
     model = exported.model
     _name_dims(model, graph.dim_names)
     _carry_metadata(model, graph)
+    merge_copies(model, {value.name for value in graph.constants()})
     attach_functions(model)
     return load(model)
 
