@@ -48,6 +48,7 @@ def remarks_on(graph: Graph, probes: Sequence[Any]) -> list[str]:
     """Return what a user should know of how the model was read, one line each."""
     if isinstance(graph, FxGraph):
         remarks = [f"captured by {rung.name!r}, for {rung.reason}" for rung in graph.capture_report if rung.reason]
+        remarks.extend(graph.notes)
     else:
         remarks = list(graph.notes) if isinstance(graph, OnnxGraph) else []
     if not probes:

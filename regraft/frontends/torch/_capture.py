@@ -19,10 +19,13 @@ from torch.export import ExportedProgram
 from regraft.errors import CaptureError, InputError, RegraftWarning
 from regraft.frontends.torch._canonical import is_assertion
 from regraft.frontends.torch._diagnosis import diagnose
+from regraft.frontends.torch._fixed import REMEDY, fixed_extents
 from regraft.frontends.torch._graph import FxGraph, Rung
 from regraft.frontends.torch._inputs import Example, dummy_inputs_of, example_of
 
 _STATIC: Final = "static shapes"
+_UNWRITABLE: Final = frozenset('"\\\n\r\0')
+"""What torch does not escape where it writes the name of a module into the code of a graph."""
 
 
 def capture(
@@ -43,7 +46,7 @@ def capture(
 
     Returns:
         The graph; its `capture_report` says which way of tracing worked, and why those before did not. When only fixed
-        shapes work, a RegraftWarning says so.
+        shapes work, or the model's code fixes a batch or sequence that was left free, a RegraftWarning says so.
 
     Raises:
         InputError: when example inputs are missing or do not fit the model's forward.
@@ -85,6 +88,7 @@ def _from_graph_module(module: fx.GraphModule) -> FxGraph:
 
 def _from_module(model: nn.Module, example_inputs: Any, dynamic_shapes: Any) -> FxGraph:
     name = type(model).__name__
+    _check_names(model, name)
     example = example_of(model, _given_or_dummy(model, name, example_inputs))
     if isinstance(model, fx.GraphModule) and not any(_not_aten(node) for node in model.graph.nodes):
         return FxGraph.of(model, _root_name(model), (example.args, example.kwargs), (Rung("graph module"),))
@@ -92,10 +96,22 @@ def _from_module(model: nn.Module, example_inputs: Any, dynamic_shapes: Any) -> 
         stack.enter_context(_evaluation(model))
         stack.enter_context(_without_cache(model))
         module, rungs, used = _climb(model, name, example, dynamic_shapes)
+    notes: list[str] = []
     if rungs[-1].name == _STATIC and dynamic_shapes is not None:
         reason = f"{name} was captured with fixed shapes and runs with no others: {rungs[-1].reason}"
         warnings.warn(reason, RegraftWarning, stacklevel=3)
-    return FxGraph.of(module, name, (used.args, used.kwargs), rungs)
+    elif isinstance(dynamic_shapes, str) and (fixed := fixed_extents(module)):
+        notes.append(f"{name} fixes extents and runs with no others: {', '.join(fixed)}")
+        warnings.warn(f"{notes[0]}; {REMEDY}", RegraftWarning, stacklevel=3)
+    return FxGraph.of(module, name, (used.args, used.kwargs), rungs, notes)
+
+
+def _check_names(model: nn.Module, name: str) -> None:
+    named = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    for path, _ in named:
+        if _UNWRITABLE.intersection(path):
+            hint = "rename it: torch writes names into code, where quotes, backslashes and line breaks end a string"
+            raise CaptureError(f"{name} cannot be captured: torch has no way to write the name {path!r}", hint=hint)
 
 
 def _given_or_dummy(model: nn.Module, name: str, example_inputs: Any) -> Any:

@@ -42,6 +42,7 @@ class _Origin:
     typer: Typer
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]]
     capture_report: tuple[Rung, ...]
+    notes: tuple[str, ...]
 
 
 class FxGraph:
@@ -65,6 +66,7 @@ class FxGraph:
         name: str,
         example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
         capture_report: tuple[Rung, ...] = (),
+        notes: Sequence[str] = (),
     ) -> "FxGraph":
         """Return a graph of its own over the weights of an ATen-level module, which is not changed.
 
@@ -73,6 +75,7 @@ class FxGraph:
             name: of the model, for messages.
             example_inputs: (args, kwargs) of the module; made up from the types when None.
             capture_report: how it was captured.
+            notes: what a user should know of the capture beside that, one line each.
         """
         program = Program.of(module)
         placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -81,7 +84,7 @@ class FxGraph:
         leaves = [_leaf(node, typer) for node in placeholders]
         signature = signature_of(name, program.graph, leaves)
         examples = example_inputs or _made_up(signature, [value for _, value in found])
-        return cls(program, _Origin(name, signature, typer, examples, capture_report))
+        return cls(program, _Origin(name, signature, typer, examples, capture_report, tuple(notes)))
 
     @property
     def name(self) -> str:
@@ -112,6 +115,11 @@ class FxGraph:
     def capture_report(self) -> tuple[Rung, ...]:
         """The ways of capturing that were tried, the one that worked last."""
         return self._origin.capture_report
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the capture fixed that one would expect to be free, one line each; empty for most models."""
+        return self._origin.notes
 
     @property
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
