@@ -55,6 +55,22 @@ class Builder(Protocol[V]):
         """softmax(scale · q · kᵀ + bias, masked) · v; see `regraft.ops.multi_head_attention`."""
         ...
 
+    def linear_after(self, x: V, weight: V, bias: V | None, earlier: V | None) -> V:
+        """x · weightᵀ + bias, computed when `earlier` is there; x [rows, in], `earlier` [rows, any] or None.
+
+        The result does not depend on `earlier`: it keeps a runtime that is free to order operations from computing
+        the blocks of a sum side by side, each with a buffer of its own.
+        """
+        ...
+
+    def accumulate(self, total: V, x: V, weight: V) -> V:
+        """total + x · weightᵀ; x [rows, in]. `total` is given up: its buffer may become that of the result."""
+        ...
+
+    def add_to(self, total: V, x: V) -> V:
+        """total + x, of the shape of `total`, which is given up as in `accumulate`."""
+        ...
+
     # Element by element, with broadcasting; both operands of one type
     def add(self, a: V, b: V) -> V: ...
     def sub(self, a: V, b: V) -> V: ...
@@ -70,6 +86,17 @@ class Builder(Protocol[V]):
     def tanh(self, x: V) -> V: ...
     def sigmoid(self, x: V) -> V: ...
     def relu(self, x: V) -> V: ...
+    def gelu(self, x: V, *, tanh: bool) -> V:
+        """x · Φ(x), or its approximation by a hyperbolic tangent.
+
+        Source: Hendrycks & Gimpel 2016, arXiv:1606.08415.
+        """
+        ...
+
+    def silu(self, x: V) -> V:
+        """x · sigmoid(x)."""
+        ...
+
     def round(self, x: V) -> V:
         """Nearest integer, halves to even."""
         ...
@@ -145,6 +172,13 @@ class Builder(Protocol[V]):
 
     def concat(self, parts: Sequence[V], axis: int) -> V: ...
     def slice(self, x: V, axis: int, start: int, stop: int) -> V: ...
+    def split(self, x: V, axis: int, count: int) -> Sequence[V]:
+        """`count` parts along an axis, each ceil(extent / count) long but the last, which has the rest.
+
+        The parts of a weight of `linear` are weights of `linear`.
+        """
+        ...
+
     def pad_last(self, x: V, count: int) -> V:
         """Append `count` zeros along the last dim."""
         ...

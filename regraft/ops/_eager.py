@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regraft.errors import InputError
+from regraft.errors import InputError, ShapeError
 from regraft.ops._attend import attend
 from regraft.ops._integer import linear_integer
-from regraft.ops._op import Op
+from regraft.ops._op import AttributeValue, Op
 
 
 class TorchBuilder:
@@ -56,6 +56,19 @@ class TorchBuilder:
         )
         return attend(q, k, v, mask, bias, scale=scale, causal=causal).transpose(1, 2).flatten(2)
 
+    def linear_after(self, x: Tensor, weight: Tensor, bias: Tensor | None, earlier: Tensor | None) -> Tensor:
+        del earlier  # torch computes in the order of the program
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def accumulate(self, total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        # Neither a product nor a sum keeps its result for the backward pass, so that it may be written over.
+        if total.dtype == x.dtype == weight.dtype:
+            return total.addmm_(x, weight.t())
+        return total + torch.nn.functional.linear(x, weight)  # under autocast
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        return total.add_(x) if total.dtype == x.dtype else total + x
+
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
 
@@ -97,6 +110,12 @@ class TorchBuilder:
 
     def relu(self, x: Tensor) -> Tensor:
         return torch.relu(x)
+
+    def gelu(self, x: Tensor, *, tanh: bool) -> Tensor:
+        return torch.nn.functional.gelu(x, approximate="tanh" if tanh else "none")
+
+    def silu(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.silu(x)
 
     def round(self, x: Tensor) -> Tensor:
         return torch.round(x)
@@ -170,6 +189,13 @@ class TorchBuilder:
     def slice(self, x: Tensor, axis: int, start: int, stop: int) -> Tensor:
         return x.narrow(axis, start, stop - start)
 
+    def split(self, x: Tensor, axis: int, count: int) -> Sequence[Tensor]:
+        extent = x.shape[axis]
+        parts = x.split(max(1, -(-extent // count)), dim=axis)
+        if len(parts) != count:
+            raise ShapeError(f"an extent of {extent} has no {count} parts of {-(-extent // count)}")
+        return parts
+
     def pad_last(self, x: Tensor, count: int) -> Tensor:
         return torch.nn.functional.pad(x, (0, count))
 
@@ -190,7 +216,7 @@ def _of_none(x: Tensor, axis: int, neutral: float) -> Tensor:
     return x.new_full(shape, neutral)
 
 
-def evaluate(op: Op, tensors: Mapping[str, Tensor | None], attributes: Mapping[str, int | float]) -> Tensor:
+def evaluate(op: Op, tensors: Mapping[str, Tensor | None], attributes: Mapping[str, AttributeValue]) -> Tensor:
     """Return the op's result on tensors by operand name; in float64 operands this is the oracle of every backend.
 
     Raises:

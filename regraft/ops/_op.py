@@ -13,8 +13,9 @@ from regraft.errors import ShapeError
 from regraft.graph.cost_types import OpCost
 from regraft.graph.types import TensorType
 
-AttributeKind = Literal["int", "float"]
-_KINDS: Final[Mapping[Any, AttributeKind]] = {int: "int", float: "float"}
+AttributeKind = Literal["int", "float", "str"]
+AttributeValue = int | float | str
+_KINDS: Final[Mapping[Any, AttributeKind]] = {int: "int", float: "float", str: "str"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Example:
 
     name: str
     shapes: Mapping[str, tuple[int, ...] | Ints]
-    attributes: Mapping[str, int | float] | None = None
+    attributes: Mapping[str, AttributeValue] | None = None
     dynamic: tuple[int, ...] = (0,)
 
     def tensors(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
@@ -73,12 +74,12 @@ class Op:
         infer: types by operand name (None where absent), attributes by keyword -> type of the result;
             raises ShapeError.
         decompose: (builder, *operands, *, attributes) -> result. Its signature declares the op: positional parameters
-            are operands in order, those with the default None are optional, keyword-only ones annotated int or float
-            are attributes.
+            are operands in order, those with the default None are optional, keyword-only ones annotated int, float or
+            str are attributes.
         cost: as `infer`, returns an OpCost.
         examples: what the conformance test runs.
-        linear_weights: operands that `decompose` uses only as the weight of `Builder.linear` or `linear_integer`, or
-            turned by `swap_last`: a backend may store them transposed.
+        linear_weights: operands that `decompose` uses only as the weight of `Builder.linear` and its kin, whole or in
+            parts made by `split`, or turned by `swap_last`: a backend may store them transposed.
         smooth: whether its derivatives are those of its values; not where it rounds and they are straight-through.
         chain: weights of linear layers, when the op is nothing but these layers one after the other with the operand
             "bias" behind the last: then a graph can write it out as linear layers, so that each can be rewritten.

@@ -23,6 +23,10 @@ def _postponed(b: "Any", x: "Any", *, scale: "float", steps: "int") -> "Any":
     return b.mul(x, b.scalar(scale * steps, x))
 
 
+def _named(b: Any, x: Any, *, activation: str, steps: int) -> Any:
+    return getattr(b, activation)(x)
+
+
 def _op(decompose: Any, name: str = "scaled_linear") -> Op:
     return Op(name, "", lambda *_: TensorType(), decompose, lambda *_: OpCost(), ())
 
@@ -33,6 +37,7 @@ def test_operands_are_the_positional_parameters_and_those_with_a_default_are_opt
 
 def test_attributes_are_the_keyword_parameters_with_their_kinds_in_order() -> None:
     assert list(_op(_scaled).attributes.items()) == [("scale", "float"), ("steps", "int")]
+    assert list(_op(_named).attributes.items()) == [("activation", "str"), ("steps", "int")]
     assert _op(lambda b, x: x).attributes == {}
 
 
@@ -76,6 +81,7 @@ def test_evaluate_hands_operands_by_name_and_attributes_to_decompose() -> None:
     y = evaluate(_op(_scaled), operands, {"scale": 0.5, "steps": 3})
     torch.testing.assert_close(y, x @ weight.t() / 8 + bias)
     torch.testing.assert_close(evaluate(_op(_scaled), {**operands, "bias": None}, {"scale": 1.0}), x @ weight.t())
+    assert torch.equal(evaluate(_op(_named), {"x": x}, {"activation": "tanh", "steps": 1}), x.tanh())
 
 
 def test_evaluate_refuses_operands_that_are_missing_or_misspelled() -> None:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regraft.errors import ShapeError
 from regraft.ops import TorchBuilder
 
 b = TorchBuilder()
@@ -134,3 +135,36 @@ def test_the_extremum_of_no_numbers_is_the_neutral_one() -> None:
     x = torch.zeros(2, 0, 3)
     assert b.reduce_max(x, 1).tolist() == [[[-torch.inf] * 3]] * 2
     assert b.reduce_min(x, -2).tolist() == [[[torch.inf] * 3]] * 2
+
+
+def test_a_sum_that_is_given_up_is_written_over_and_keeps_its_derivatives() -> None:
+    operands = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5), (4, 5), (4,))]
+
+    def program(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        total = b.linear(x, weight)
+        assert b.accumulate(total, b.tanh(x), weight) is total
+        assert b.add_to(total, bias) is total
+        return total
+
+    x, weight, bias = operands
+    torch.testing.assert_close(program(x, weight, bias), (x + x.tanh()) @ weight.t() + bias)
+    assert torch.autograd.gradcheck(program, operands)
+
+
+def test_sums_of_mixed_types_are_made_anew() -> None:
+    total, x, weight = torch.ones(3, 4, dtype=torch.bfloat16), torch.ones(3, 5), torch.ones(4, 5)
+    assert torch.equal(b.accumulate(total, x, weight), torch.full((3, 4), 6.0))
+    assert torch.equal(b.add_to(total, torch.ones(3, 4)), torch.full((3, 4), 2.0))
+    assert torch.equal(total, torch.ones(3, 4, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(("extent", "count", "parts"), [(7, 3, [3, 3, 1]), (6, 3, [2, 2, 2]), (5, 1, [5]), (1, 1, [1])])
+def test_parts_are_of_one_extent_but_the_last(extent: int, count: int, parts: list[int]) -> None:
+    pieces = b.split(torch.arange(2 * extent).reshape(2, extent), 1, count)
+    assert [piece.shape[1] for piece in pieces] == parts
+    assert torch.equal(torch.cat(list(pieces), 1), torch.arange(2 * extent).reshape(2, extent))
+
+
+def test_more_parts_than_an_extent_has_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"^an extent of 5 has no 4 parts of 2$"):
+        b.split(torch.zeros(5), 0, 4)

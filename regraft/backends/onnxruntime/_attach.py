@@ -7,7 +7,7 @@ from torch import Tensor
 
 from regraft.errors import ExportError
 from regraft.frontends.onnx import DOMAIN, VERSION, dtype_label, function_for, to_torch, weight_value
-from regraft.ops import Op, all_ops
+from regraft.ops import AttributeValue, Op, all_ops
 
 
 def attach_functions(model: ir.Model) -> None:
@@ -26,7 +26,7 @@ def attach_functions(model: ir.Model) -> None:
         names = [operand.name for operand in op.operands]
         given = {name: value for name, value in zip(names, node.inputs, strict=False) if value is not None}
         inputs = [_stored(model, op, name, value) for name, value in given.items()]
-        attributes = {name: _number(node, name) for name in op.attributes}
+        attributes = {name: _value(node, name) for name in op.attributes}
         present = frozenset(operand.name for operand in op.operands if operand.optional and operand.name in given)
         function = function_for(op, present, opset, attributes, _dtypes(given))
         model.functions[function.identifier()] = function
@@ -55,9 +55,9 @@ def _stored(model: ir.Model, op: Op, name: str, value: ir.Value) -> ir.Value:
     return turned
 
 
-def _number(node: ir.Node, name: str) -> int | float:
+def _value(node: ir.Node, name: str) -> AttributeValue:
     value = node.attributes[name].value
-    assert isinstance(value, int | float), "attributes of ops are numbers"
+    assert isinstance(value, int | float | str), "attributes of ops are numbers or texts"
     return value
 
 

@@ -121,7 +121,8 @@ def _registered(op: Op) -> onnx.defs.OpSchema:
     constraints = [("T", _TYPES, "floating point")]
     constraints += [(f"T_{operand.name}", [*_TYPES, *_INTEGERS], "any") for operand in op.operands[1:]]
     attribute = onnx.defs.OpSchema.Attribute
-    kinds = {"int": onnx.defs.OpSchema.AttrType.INT, "float": onnx.defs.OpSchema.AttrType.FLOAT}
+    types = onnx.defs.OpSchema.AttrType
+    kinds = {"int": types.INT, "float": types.FLOAT, "str": types.STRING}
     schema = onnx.defs.OpSchema(
         op.onnx_name,
         DOMAIN,

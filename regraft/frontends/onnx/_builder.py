@@ -7,6 +7,7 @@ call, so that the body holds for that type alone (`OnnxBuilder.is_typed` says so
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +15,10 @@ import onnx_ir as ir
 
 from regraft.errors import DtypeError
 from regraft.frontends.onnx._tensors import onnx_dtype
+from regraft.ops import erf_gelu, tanh_gelu
 
 _CAST_LIKE_SINCE: Final = 15
+_SPLIT_COUNT_SINCE: Final = 18
 _SHAPE_RANGE_SINCE: Final = 15
 _PAD_AXES_SINCE: Final = 18
 _REDUCE_AXES_INPUT_SINCE: Final = 18
@@ -65,6 +68,23 @@ class OnnxBuilder:
         step = step if is_single else self.cast_like(step, x)
         return Sym(codes, "uint8", is_fixed=True), step, Sym(zero, "uint8", is_fixed=True)
 
+    def linear_after(self, x: Sym, weight: Sym, bias: Sym | None, earlier: Sym | None) -> Sym:
+        if earlier is None:
+            y = self.linear(x, weight)
+            return y if bias is None else self.add(y, bias)
+        # Nothing of what is earlier, behind the bias: a dependency that no runtime can fold, and that costs nothing.
+        nothing = self._node("Slice", [earlier.value, *map(self._integers, ([0, 0], [0, 1], [0, 1]))])
+        nothing = self._node("Squeeze", [nothing, self._integers([1])])
+        term = self.reshape(self.scalar(0.0, x), [1]) if bias is None else bias
+        term_value = self._node("Concat", [self._plain(term), nothing], axis=0)
+        return self._result(x, "Gemm", [self._plain(x), self._right(weight), term_value])
+
+    def accumulate(self, total: Sym, x: Sym, weight: Sym) -> Sym:
+        return self._result(x, "Gemm", [self._plain(x), self._right(weight), self._plain(total)])
+
+    def add_to(self, total: Sym, x: Sym) -> Sym:
+        return self.add(total, x)
+
     def add(self, a: Sym, b: Sym) -> Sym:
         return self._like(a, "Add", a, b)
 
@@ -106,6 +126,13 @@ class OnnxBuilder:
 
     def relu(self, x: Sym) -> Sym:
         return self._like(x, "Relu", x)
+
+    def gelu(self, x: Sym, *, tanh: bool) -> Sym:
+        # Spelled out: ONNX Runtime fuses this, and expands the operator Gelu (opset 20) to an Erf it lacks in double.
+        return tanh_gelu(self, x) if tanh else erf_gelu(self, x)
+
+    def silu(self, x: Sym) -> Sym:
+        return self.mul(x, self.sigmoid(x))
 
     def round(self, x: Sym) -> Sym:
         return self._like(x, "Round", x)
@@ -194,6 +221,13 @@ class OnnxBuilder:
     def slice(self, x: Sym, axis: int, start: int, stop: int) -> Sym:
         return Sym(self._slice(self._plain(x), start, stop, axis), x.dtype, x.is_fixed)
 
+    def split(self, x: Sym, axis: int, count: int) -> Sequence[Sym]:
+        if count == 1:
+            return [x]
+        axis = 1 - axis if x.stored_transposed else axis
+        values = self._split(x.value, axis, count)
+        return [Sym(value, x.dtype, x.is_fixed, x.stored_transposed) for value in values]
+
     def pad_last(self, x: Sym, count: int) -> Sym:
         if self.opset >= _PAD_AXES_SINCE:
             pads, axes = self._integers([0, count]), self._integers([-1])
@@ -259,6 +293,15 @@ class OnnxBuilder:
     def _slice(self, x: ir.Value, start: int, stop: int, axis: int) -> ir.Value:
         return self._node("Slice", [x, self._integers([start]), self._integers([stop]), self._integers([axis])])
 
+    def _split(self, x: ir.Value, axis: int, count: int) -> Sequence[ir.Value]:
+        if self.opset >= _SPLIT_COUNT_SINCE:
+            return self._nodes("Split", [x], count, axis=axis, num_outputs=count)
+        extent = self._slice(self._node("Shape", [x]), axis, axis + 1, 0)
+        rounded = self._node("Add", [extent, self._integers([count - 1])])
+        step = self._node("Div", [rounded, self._integers([count])])
+        ends = [self._node("Mul", [step, self._integers([place])]) for place in range(count + 1)]
+        return [self._node("Slice", [x, start, end, self._integers([axis])]) for start, end in pairwise(ends)]
+
     def _integers(self, values: Sequence[int]) -> ir.Value:
         return self._constant(np.asarray(values, np.int64))
 
@@ -273,13 +316,14 @@ class OnnxBuilder:
         return self._nodes(op_type, inputs, 1, **attributes)[0]
 
     def _nodes(
-        self, op_type: str, inputs: Sequence[ir.Value | None], count: int, **attributes: Any
+        self, op_type: str, inputs: Sequence[ir.Value | None], count: int, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
         """Append a node; return its outputs."""
         place = len(self.nodes)
         names = [f"step{place}"] if count == 1 else [f"step{place}_{output}" for output in range(count)]
         outputs = [ir.Value(name=name) for name in names]
-        self.nodes.append(ir.node(op_type, inputs, attributes or None, outputs=outputs, name=f"n{place}"))
+        node = ir.node(op_type, inputs, attributes or None, domain=domain, outputs=outputs, name=f"n{place}")
+        self.nodes.append(node)
         return outputs
 
 

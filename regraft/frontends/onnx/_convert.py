@@ -13,8 +13,9 @@ from onnx.checker import ValidationError
 from onnx.defs import OpSchema
 
 from regraft.errors import ExportError
+from regraft.frontends.onnx._attributes import plain
 from regraft.frontends.onnx._canonical import DOMAIN, structured_op
-from regraft.frontends.onnx._functions import FUNCTIONS_SINCE_IR, Numbers, function_for
+from regraft.frontends.onnx._functions import FUNCTIONS_SINCE_IR, Values, function_for
 from regraft.frontends.onnx._index import bodies
 from regraft.frontends.onnx._opset import OLDEST, default_opset, newest_opset, schema_of
 from regraft.frontends.onnx._tensors import dtype_label
@@ -195,7 +196,7 @@ def _remake_functions(model: ir.Model, opset: int) -> None:
         names = [operand.name for operand in op.operands if operand.name not in absent]
         labels = {name: dtype_label(value.dtype) for name, value in zip(names, node.inputs, strict=True) if value}
         dtypes = {name: label for name, label in labels.items() if label is not None}
-        function = function_for(op, frozenset(names), opset, _numbers(node), dtypes)
+        function = function_for(op, frozenset(names), opset, _values(node), dtypes)
         node.op_type = function.name
         remade[function.identifier()] = function
     for identifier in old:
@@ -210,8 +211,6 @@ def _calls(model: ir.Model, identifiers: Sequence[ir.OperatorIdentifier]) -> Ite
     return [node for node in model.graph.all_nodes() if node.op_identifier() in identifiers]
 
 
-def _numbers(node: ir.Node) -> Numbers:
-    return {
-        name: attribute.as_float() if attribute.type == ir.AttributeType.FLOAT else attribute.as_int()
-        for name, attribute in node.attributes.items()
-    }
+def _values(node: ir.Node) -> Values:
+    plain_ones = {name: plain(attribute) for name, attribute in node.attributes.items()}
+    return {name: value for name, value in plain_ones.items() if isinstance(value, int | float | str)}

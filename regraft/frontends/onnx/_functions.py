@@ -8,8 +8,8 @@ the way ONNX stores the right operand of a product.
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import onnx
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from regraft.frontends.onnx._builder import operand_syms
 from regraft.frontends.onnx._canonical import DOMAIN, function_stem
 from regraft.frontends.onnx._tensors import from_torch, onnx_dtype_of
 from regraft.graph.types import dtype_name
-from regraft.ops import Op
+from regraft.ops import AttributeValue, Op
 
 VERSION: Final = 1
 """Version of the domain `regraft` that files import."""
@@ -29,14 +29,17 @@ VERSION: Final = 1
 FUNCTIONS_SINCE_IR: Final = 8
 """IR version that introduced model-local functions."""
 
-Numbers = Mapping[str, int | float]
+Values = Mapping[str, AttributeValue]
+"""Attributes of an op by name."""
+
+_CONVERT: Final[Mapping[str, Callable[[Any], AttributeValue]]] = {"int": int, "float": float, "str": str}
 
 
 def function_for(
     op: Op,
     present: frozenset[str],
     opset: int,
-    attributes: Numbers | None = None,
+    attributes: Values | None = None,
     dtypes: Mapping[str, str] | None = None,
     spelling: type[AttentionBuilder] = AttentionBuilder,
 ) -> ir.Function:
@@ -54,31 +57,31 @@ def function_for(
         GraphError: when an attribute is missing or unknown.
         DtypeError: when an element type is needed and not given.
     """
-    numbers = complete_attributes(op, attributes or {})
+    values = complete_attributes(op, attributes or {})
     names = [operand.name for operand in op.operands if not operand.optional or operand.name in present]
     builder = spelling(opset)
     syms = operand_syms(names, dtypes or {}, op.linear_weights)
     by_name = dict(zip(names, syms, strict=True))
-    result = builder.result(op.decompose(builder, *(by_name.get(operand.name) for operand in op.operands), **numbers))
+    result = builder.result(op.decompose(builder, *(by_name.get(operand.name) for operand in op.operands), **values))
     result.name = "y" if "y" not in by_name else "result"
     absent = frozenset(operand.name for operand in op.operands) - frozenset(names)
     typed_as = [dtypes.get(name, "") for name in names] if builder.is_typed and dtypes else []
     suffix = "".join(f"_{label}" for label in typed_as)
     return ir.Function(
         domain=DOMAIN,
-        name=function_stem(op, absent) + _attribute_suffix(numbers) + suffix,
+        name=function_stem(op, absent) + _attribute_suffix(values) + suffix,
         graph=ir.Graph(
             [sym.value for sym in syms],
             [result],
             nodes=builder.nodes,
-            opset_imports={"": opset},
+            opset_imports={"": opset} | {node.domain: 1 for node in builder.nodes if node.domain},
             doc_string=_doc(op, names),
         ),
-        attributes=[ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in numbers],
+        attributes=[ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in values],
     )
 
 
-def call_of(function: ir.Function, inputs: Sequence[ir.Value | None], attributes: Numbers, name: str) -> ir.Node:
+def call_of(function: ir.Function, inputs: Sequence[ir.Value | None], attributes: Values, name: str) -> ir.Node:
     """Return a node that calls the function."""
     return ir.node(function.name, inputs, dict(attributes) or None, domain=DOMAIN, name=name)
 
@@ -86,7 +89,7 @@ def call_of(function: ir.Function, inputs: Sequence[ir.Value | None], attributes
 def single_node_model(
     op: Op,
     tensors: Mapping[str, torch.Tensor],
-    attributes: Numbers | None = None,
+    attributes: Values | None = None,
     opset: int = 18,
     dynamic: Sequence[int] = (),
 ) -> ir.Model:
@@ -107,8 +110,8 @@ def single_node_model(
     dims = [f"dim{axis}" if axis in dynamic else extent for axis, extent in enumerate(x.shape)]
     source = ir.Value(name="x", shape=ir.Shape(dims), type=ir.TensorType(onnx_dtype_of(x)))
     weights = [weight_value(op, name, tensors[name], f"node.{name}") for name in rest]
-    numbers = complete_attributes(op, attributes or {})
-    node = call_of(function, [source, *weights], numbers, "node")
+    values = complete_attributes(op, attributes or {})
+    node = call_of(function, [source, *weights], values, "node")
     output = node.outputs[0]
     output.name, output.type = "y", ir.TensorType(onnx_dtype_of(x))
     graph = ir.Graph(
@@ -127,7 +130,7 @@ def weight_value(op: Op, operand: str, tensor: torch.Tensor, name: str) -> ir.Va
     )
 
 
-def complete_attributes(op: Op, attributes: Numbers) -> dict[str, int | float]:
+def complete_attributes(op: Op, attributes: Values) -> dict[str, AttributeValue]:
     """Return all attributes of an op, in order: the given ones, and defaults for the rest.
 
     Raises:
@@ -140,16 +143,16 @@ def complete_attributes(op: Op, attributes: Numbers) -> dict[str, int | float]:
     if filled.keys() != op.attributes.keys():
         wanted, given = ", ".join(op.attributes) or "none", ", ".join(attributes) or "none"
         raise GraphError(f"{op.name}: the attributes {wanted} are needed; got {given}")
-    return {name: (float if kind == "float" else int)(filled[name]) for name, kind in op.attributes.items()}
+    return {name: _CONVERT[kind](filled[name]) for name, kind in op.attributes.items()}
 
 
-def _attribute_suffix(numbers: Numbers) -> str:
-    """What the body was made for, as a part of its name: "_blocks4_scale0p5"."""
-    return "".join(f"_{name}{_number_text(value)}" for name, value in numbers.items())
+def _attribute_suffix(values: Values) -> str:
+    """What the body was made for, as a part of its name: "_blocks4_scale0p5_activationgelu"."""
+    return "".join(f"_{name}{_value_text(value)}" for name, value in values.items())
 
 
-def _number_text(value: int | float) -> str:
-    text = repr(value).replace(".", "p").replace("-", "m").replace("+", "")
+def _value_text(value: AttributeValue) -> str:
+    text = value if isinstance(value, str) else repr(value).replace(".", "p").replace("-", "m").replace("+", "")
     return re.sub(r"\W", "_", text)
 
 

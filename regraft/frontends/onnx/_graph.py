@@ -12,7 +12,7 @@ from regraft.frontends.onnx._calls import Opened, close_calls
 from regraft.frontends.onnx._canonical import DOMAIN
 from regraft.frontends.onnx._check import check_model
 from regraft.frontends.onnx._evaluate import evaluate
-from regraft.frontends.onnx._functions import Numbers
+from regraft.frontends.onnx._functions import Values
 from regraft.frontends.onnx._index import Index
 from regraft.frontends.onnx._inline import inline_functions
 from regraft.frontends.onnx._opset import default_opset
@@ -122,10 +122,10 @@ class OnnxGraph:
         stand in the top-level graph. See `Graph.replace`.
         """
         known = op if isinstance(op, Op) else get_op(op.name)
-        numbers = _numbers(known, attributes or {})
+        values = _values(known, attributes or {})
         self._views = self._runner = self._closed = None
         surgeon = Surgeon(self.model, self._index, self.opset, self._made, self._small, self._type_of)
-        surgeon.replace(site, known, tensors, numbers)
+        surgeon.replace(site, known, tensors, values)
 
     def expanded(self, ops: Collection[str]) -> "OnnxGraph":
         """Return a copy in which these ops are written out as products; see `Graph.expanded`."""
@@ -230,9 +230,9 @@ class OnnxGraph:
         return native
 
 
-def _numbers(op: Op, attributes: Attributes) -> Numbers:
-    numbers = {name: value for name, value in attributes.items() if isinstance(value, int | float)}
-    if len(numbers) != len(attributes):
+def _values(op: Op, attributes: Attributes) -> Values:
+    values = {name: value for name, value in attributes.items() if isinstance(value, int | float | str)}
+    if len(values) != len(attributes):
         given = ", ".join(f"{name}={value!r}" for name, value in attributes.items())
-        raise GraphError(f"{op.name}: attributes are numbers; got {given}")
-    return numbers
+        raise GraphError(f"{op.name}: attributes are numbers or texts; got {given}")
+    return values

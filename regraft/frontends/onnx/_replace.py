@@ -11,7 +11,7 @@ from regraft.frontends.onnx._canonical import DOMAIN
 from regraft.frontends.onnx._functions import (
     FUNCTIONS_SINCE_IR,
     VERSION,
-    Numbers,
+    Values,
     call_of,
     complete_attributes,
     function_for,
@@ -47,7 +47,7 @@ class Surgeon:
     type_of: TypeOf
 
     def replace(
-        self, site: Replacement, op: Op, tensors: Mapping[str, Tensor | Value | None], attributes: Numbers
+        self, site: Replacement, op: Op, tensors: Mapping[str, Tensor | Value | None], attributes: Values
     ) -> None:
         """Replace a site in all its calls, which share the new weights.
 
@@ -55,16 +55,16 @@ class Surgeon:
             GraphError: when the site is not in the graph, or an operand is missing or cannot be seen from there.
         """
         made: dict[str, ir.Value] = {}
-        numbers = complete_attributes(op, attributes)
+        values = complete_attributes(op, attributes)
         for call in site.calls:
-            self._replace_call(call, op, tensors, numbers, made)
+            self._replace_call(call, op, tensors, values, made)
 
     def _replace_call(
         self,
         site: Replacement,
         op: Op,
         tensors: Mapping[str, Tensor | Value | None],
-        numbers: Numbers,
+        values: Values,
         made: dict[str, ir.Value],
     ) -> None:
         """Replace one call; everything is looked up before anything is changed. New weights are added to `made`."""
@@ -82,7 +82,7 @@ class Surgeon:
         self._check_visible(site, holder.graph, known)
         labels = {name: self.type_of(value).dtype for name, value in known.items()}
         labels |= {name: dtype_name(tensor.dtype) for name, tensor in fresh.items()}
-        function = self._function(op, present, numbers, labels)
+        function = self._function(op, present, values, labels)
         for name, tensor in fresh.items():
             made[name] = made[name] if name in made else self._weight(site, op, name, tensor)
         operands = known | made
@@ -90,7 +90,7 @@ class Surgeon:
             if name in op.linear_weights:
                 operands[name] = self._turned(site, operands[name], holder)
         name = self.index.unused_node_name(site.name, holder.graph)
-        self._insert(call_of(function, [operands[name] for name in present], numbers, name), old, holder)
+        self._insert(call_of(function, [operands[name] for name in present], values, name), old, holder)
         self._sweep([holder, *covered])
 
     def _value(self, site: Replacement, key: str) -> ir.Value:
@@ -119,13 +119,13 @@ class Surgeon:
                 raise GraphError(f"{site.name}: operand {name} ({key}) cannot be seen from {site.output}")
 
     def _function(
-        self, op: Op, present: Sequence[str], numbers: Numbers, labels: Mapping[str, str | None]
+        self, op: Op, present: Sequence[str], values: Values, labels: Mapping[str, str | None]
     ) -> ir.Function:
         dtypes = {name: label for name, label in labels.items() if label is not None}
-        key = (op.name, *present, *numbers.items(), *dtypes.items())
+        key = (op.name, *present, *values.items(), *dtypes.items())
         if key in self.made and self.made[key] in self.model.functions:
             return self.model.functions[self.made[key]]
-        function = function_for(op, frozenset(present), self.opset, numbers, dtypes)
+        function = function_for(op, frozenset(present), self.opset, values, dtypes)
         identifier = function.identifier()
         known = self.model.functions.setdefault(identifier, function)
         if known is not function and ir.to_proto(known) != ir.to_proto(function):

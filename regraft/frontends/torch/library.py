@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from regraft.errors import UnknownNameError
-from regraft.ops import Op, TorchBuilder, all_ops
+from regraft.ops import AttributeValue, Op, TorchBuilder, all_ops
 
 NAMESPACE: Final = "regraft"
 _LIBRARY: Final = torch.library.Library(NAMESPACE, "FRAGMENT")  # ops vanish when their library is collected
-_KINDS: Final = {"int": "int", "float": "float"}
 
 
 def register_ops() -> None:
@@ -34,7 +33,7 @@ def schema_of(op: Op) -> str:
     operands = [
         f"Tensor? {operand.name}=None" if operand.optional else f"Tensor {operand.name}" for operand in op.operands
     ]
-    attributes = [f"{_KINDS[kind]} {name}" for name, kind in op.attributes.items()]
+    attributes = [f"{kind} {name}" for name, kind in op.attributes.items()]
     parameters = ", ".join([*operands, *(["*", *attributes] if attributes else [])])
     return f"{op.name}({parameters}) -> Tensor"
 
@@ -54,7 +53,7 @@ def torch_op(name: str) -> Any:
 def _implementation(op: Op) -> Callable[..., Tensor]:
     builder = TorchBuilder()
 
-    def compute(*operands: Tensor | None, **attributes: int | float) -> Tensor:
+    def compute(*operands: Tensor | None, **attributes: AttributeValue) -> Tensor:
         return op.decompose(builder, *operands, **attributes)
 
     return compute

@@ -135,11 +135,11 @@ def test_schemas_name_operands_and_say_which_may_be_absent() -> None:
 
 
 def test_attributes_are_keywords_in_the_schema() -> None:
-    def decompose(b: Any, x: Any, *, blocks: int, eps: float) -> Any:
+    def decompose(b: Any, x: Any, *, blocks: int, eps: float, activation: str) -> Any:
         return x
 
     op = replace(get_op("lowrank_linear"), name="blocked", decompose=decompose)
-    assert schema_of(op) == "blocked(Tensor x, *, int blocks, float eps) -> Tensor"
+    assert schema_of(op) == "blocked(Tensor x, *, int blocks, float eps, str activation) -> Tensor"
 
 
 def test_registering_twice_changes_nothing() -> None:
