@@ -8,11 +8,11 @@ import torch
 
 from regraft.backends import compare, compile_graph
 from regraft.errors import InputError, OptionError
-from regraft.frontends.onnx import OnnxGraph
+from regraft.frontends.onnx import OnnxGraph, bind_inputs
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.graph.types import Dim, TensorType, torch_dtype
-from regraft.passes import Budget, ErrorGate, Gate, ScoreGate, SpeedGate
+from regraft.passes import Budget, ErrorGate, Gate, ScoreGate, SpeedGate, calibration_batch
 
 MOST_PROBES: Final = 8
 DEFAULT_EXTENTS: Final = (2, 8)
@@ -30,6 +30,9 @@ def probes_for(graph: Graph, calibration: Iterable[Any] | None, example_inputs: 
         batches = list(islice(calibration, MOST_PROBES))
         if not batches:
             raise InputError("calibration has no batch; at least one is needed")
+        for place, batch in enumerate(batches):
+            with calibration_batch(graph, batch, place):
+                _bind(graph, batch)
         return batches
     if example_inputs is not None:
         return [example_inputs]
@@ -104,6 +107,14 @@ def speedup(original: Graph, rewritten: Graph, inputs: Any, target: str) -> floa
     }
     calls = {name: _bound(executable, inputs) for name, executable in runs.items()}
     return 1 / compare(calls, rounds=SPEED_ROUNDS).ratio("rewritten")
+
+
+def _bind(graph: Graph, batch: Any) -> None:
+    """Raise InputError for inputs that do not fit, before anything runs."""
+    if isinstance(graph, FxGraph):
+        graph.bind(batch)
+    elif isinstance(graph, OnnxGraph):
+        bind_inputs(graph.model.graph.inputs, batch)
 
 
 def _bound(executable: Any, inputs: Any) -> Any:

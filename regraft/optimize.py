@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from regraft._probes import gates_for, probes_for, remarks_on
@@ -48,7 +49,8 @@ def optimize(
         example_inputs: for PyTorch models: a tensor, a tuple of positional or a mapping of keyword arguments. For ONNX
             models optional: inputs on which the model's error is measured.
         dynamic_shapes: "auto" keeps batch and sequence dynamic; None fixes all extents; else as in torch.export.
-        calibration: batches of inputs, any iterable; a DataLoader works.
+        calibration: batches of inputs, any iterable; a DataLoader works when it gives inputs alone. Torch tensors and
+            numpy arrays may be mixed.
         budget: limits for the whole model; what does not fit is taken back.
         on_violation: "rollback" takes back what breaks its promise or the budget, "raise" makes it an error, "warn"
             keeps it with a warning.
@@ -91,7 +93,7 @@ def _batches(calibration: Any) -> Iterable[Any] | None:
     """Return the batches, as something that can be iterated again and again."""
     if calibration is None:
         return None
-    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+    if isinstance(calibration, Tensor | np.ndarray | Mapping | str) or not isinstance(calibration, Iterable):
         given = type(calibration).__name__
         hint = "put a single batch in a list: calibration=[batch]"
         raise OptionError(f"calibration must be an iterable of batches of inputs; got one {given}", hint=hint)

@@ -1,5 +1,6 @@
 """Rewrite passes: one file a pass, and the manager that runs and checks them."""
 
+from regraft.passes._batches import calibration_batch
 from regraft.passes._budget import Budget, ErrorGate, Gate, ScoreGate, SpeedGate
 from regraft.passes._explain import Explanation, Finding, explain_graph
 from regraft.passes._instruments import Dump, Instrument, Print, instruments_from_environment
@@ -46,6 +47,7 @@ __all__ = [
     "SiteStatistics",
     "SpeedGate",
     "all_passes",
+    "calibration_batch",
     "explain_graph",
     "get_pass",
     "instruments_from_environment",

@@ -34,9 +34,11 @@ def _not_asked_for(site: LinearSite, targets: tuple[str, ...], exclude: tuple[st
 
 
 def refuse_not_finite(site: LinearSite, statistics: SiteStatistics | None) -> Reject | None:
-    """Return why nothing can be made of a layer whose weight or calibration inputs hold inf or nan, else None."""
+    """Return why nothing can be made of a layer: inf or nan in it or its inputs, or no inputs at all; else None."""
     if not bool(torch.isfinite(site.weight).all()):
         return Reject("its weight holds numbers that are not finite")
+    if statistics is not None and statistics.moments.rows == 0:
+        return Reject("no row of the calibration inputs reaches it")
     if statistics is not None and not bool(torch.isfinite(statistics.moments.second).all()):
         return Reject("its calibration inputs hold numbers that are not finite")
     return None

@@ -11,6 +11,7 @@ from regraft.errors import InputError
 from regraft.graph import Graph
 from regraft.graph.site import LinearSite
 from regraft.numerics.moments import Moments
+from regraft.passes._batches import calibration_batch
 
 SAMPLE_ROWS = 512
 
@@ -76,7 +77,8 @@ def collect(
     }
     count = 0
     for batch in batches:
-        _, tapped = graph.run(batch, taps)
+        with calibration_batch(graph, batch, count):
+            _, tapped = graph.run(batch, taps)
         for keys, statistics in found.items():
             for key in keys:
                 statistics.update(tapped[key])

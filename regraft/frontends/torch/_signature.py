@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.export import Dim
@@ -101,13 +103,13 @@ class Signature:
 
     def _named(self, inputs: Inputs) -> Mapping[str, Any]:
         if isinstance(inputs, Mapping):
-            given = {str(name): value for name, value in inputs.items()}
+            given = {str(name): _as_tensors(value) for name, value in inputs.items()}
         else:
-            by_place: Sequence[Any] = (inputs,) if isinstance(inputs, Tensor) else inputs
+            by_place: Sequence[Any] = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else inputs
             if len(by_place) > len(self.parameters):
                 wanted = f"takes {len(self.parameters)} inputs ({', '.join(self.parameters)})"
                 raise InputError(f"{self.model} {wanted}; got {len(by_place)}")
-            given = dict(zip(self.parameters, by_place, strict=False))
+            given = dict(zip(self.parameters, map(_as_tensors, by_place), strict=False))
         unknown = [name for name, value in given.items() if name not in self.parameters and value is not None]
         if unknown:
             hint = "inputs that the example inputs did not have are not part of the captured program"
@@ -144,6 +146,18 @@ class Signature:
                 raise InputError(f"input {leaf.name!r} needs {_shown(leaf.type)}, got {type(value).__name__}")
             else:
                 _check_tensor(leaf.name, leaf.type, value, extents)
+
+
+def _as_tensors(value: Any) -> Any:
+    """The value with numpy arrays in it as tensors, which share their memory where it may be written to."""
+    return pytree.tree_map_only(np.ndarray, _as_tensor, value)
+
+
+def _as_tensor(array: Any) -> Any:
+    try:
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except TypeError:  # of text or objects: `_check` says what is needed
+        return array
 
 
 def _check_tensor(name: str, wanted: TensorType, value: Tensor, extents: dict[str, tuple[int, str]]) -> None:
