@@ -1,7 +1,7 @@
 """The main job: capture a model, rewrite it, check the rewrite, and hand it back in the form it came in."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from torch import Tensor
@@ -23,6 +23,9 @@ from regraft.passes import (
     spelling,
 )
 from regraft.result import Optimized
+
+LARGEST_SEED: Final = 2**32 - 1
+"""Every random generator takes it, and what is added to it for each site."""
 
 
 def optimize(
@@ -68,6 +71,8 @@ def optimize(
     resolved = resolve_passes(passes)
     if on_violation not in ("rollback", "raise", "warn"):
         raise OptionError(f"on_violation must be 'rollback', 'raise' or 'warn'; got {on_violation!r}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise OptionError(f"seed must be from 0 to {LARGEST_SEED}; got {seed}")
     batches = _batches(calibration)
     with reporter(progress) as report:
         report("capture", 0, 0)

@@ -100,6 +100,7 @@ class Optimized:
             The path.
 
         Raises:
+            OptionError: when there is no such opset, or none that a model of this kind can be written at.
             ExportError: when an operator has no ONNX form at that opset.
             OutputError: when the path cannot be written, or is the file that the model was loaded from.
         """

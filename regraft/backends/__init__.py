@@ -1,13 +1,15 @@
 """From a graph to something that runs: one folder a backend, found by its name."""
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Final
 
 from regraft.backends._executable import Executable
 from regraft.backends._measure import Comparison, Timing, compare
-from regraft.errors import UnknownNameError
+from regraft.errors import OptionError, UnknownNameError
 from regraft.graph import Graph
 
 __all__ = ["TARGETS", "Comparison", "Executable", "Timing", "backend_names", "compare", "compile_graph"]
@@ -28,10 +30,11 @@ def compile_graph(graph: Graph, backend: str, target: str = "cpu", **options: An
         graph: what to run.
         backend: name of a folder of this package ("onnxruntime", "torch").
         target: "cpu" or "cuda".
-        options: passed on to the backend's `compile`.
+        options: passed on to the backend's `compile`, which takes them by name only.
 
     Raises:
         UnknownNameError: when backend or target does not exist.
+        OptionError: when the backend has no such option.
         BackendError: when the backend cannot run the graph on the target.
     """
     names = backend_names()
@@ -39,4 +42,14 @@ def compile_graph(graph: Graph, backend: str, target: str = "cpu", **options: An
         raise UnknownNameError(f"regraft.backends has no {backend!r}; it has: {', '.join(names)}")
     if target not in TARGETS:
         raise UnknownNameError(f"{backend} backend: target must be one of {', '.join(TARGETS)}; got {target!r}")
-    return import_module(f"{__name__}.{backend}").compile(graph, target, **options)
+    compile_for: Callable[..., Executable] = import_module(f"{__name__}.{backend}").compile
+    _check_options(backend, compile_for, options)
+    return compile_for(graph, target, **options)
+
+
+def _check_options(backend: str, compile_for: Callable[..., Executable], options: Mapping[str, Any]) -> None:
+    known = [name for name, item in signature(compile_for).parameters.items() if item.kind is item.KEYWORD_ONLY]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        listed = ", ".join(known) or "none"
+        raise OptionError(f"{backend} backend has no option {unknown[0]!r}; it has: {listed}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from regraft._files import write_atomic
+from regraft.errors import OutputError
 from regraft.graph import Graph
 
 DUMP_VARIABLE = "REGRAFT_DUMP"
@@ -30,10 +31,11 @@ class Instrument(Protocol):
 
 
 class Dump:
-    """Writes every graph's text into a folder: `00-before.txt`, `01-low-rank.txt`, and `crash-low-rank.txt`."""
+    """Writes every graph's text into a folder: `00-before.txt`, `01-low-rank.txt`, and `crash-01-low-rank.txt`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._crashes = 0
 
     def before_pass(self, place: int, spelling: str, graph: Graph) -> None:
         """Write the graph once, before the first pass."""
@@ -46,11 +48,18 @@ class Dump:
 
     def on_crash(self, place: int, spelling: str, graph: Graph, error: BaseException) -> None:
         """Write what is needed to see it again: the spelling, the error and the graph before the pass."""
+        self._crashes += 1  # a pass may crash at many sites
         story = "".join(traceback.format_exception(error))
-        self._write(f"crash-{_name(spelling)}.txt", f"pass {spelling}\n\n{story}\n{graph.snapshot()}")
+        self._write(
+            f"crash-{self._crashes:02d}-{_name(spelling)}.txt", f"pass {spelling}\n\n{story}\n{graph.snapshot()}"
+        )
 
     def _write(self, name: str, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"{DUMP_VARIABLE}={self.folder} cannot be made a folder: {error.strerror or error}"
+            raise OutputError(what, hint="name a new folder, or one that can be written to") from error
         write_atomic(self.folder / name, text.encode())
 
 

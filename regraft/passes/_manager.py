@@ -29,6 +29,7 @@ from regraft.graph import Graph, LinearSite
 from regraft.graph.graph import Outputs
 from regraft.ledger import Ledger, PassRecord
 from regraft.passes._budget import Gate
+from regraft.passes._build import build_sites
 from regraft.passes._check import Question, check_sites, model_error, violation_of, worst
 from regraft.passes._instruments import Instrument
 from regraft.passes._order import order_passes
@@ -168,26 +169,12 @@ class _Manager:
         )
 
     def _build(self, run: PassRun, chosen: Sequence[Candidate]) -> Graph:
-        """Write the chosen sites into a copy of the graph; one whose build fails is lost, and left out."""
-        while True:
-            graph = run.before.copy()
-            failed = next((candidate for candidate in chosen if not self._written(run, graph, candidate)), None)
-            if failed is None:
-                graph.validate()
-                return graph
-            chosen = [candidate for candidate in chosen if candidate is not failed]
+        return build_sites(run, chosen, lambda candidate, error: self._lose(run, candidate, error))
 
-    def _written(self, run: PassRun, graph: Graph, candidate: Candidate) -> bool:
-        site = candidate.site
-        try:
-            run.item.build(graph, site, candidate.plan)
-            for call in site.calls:
-                graph.annotate(call.output, {"regraft.pass": run.item.name, "regraft.site": call.name})
-        except Exception as error:  # one site that a pass cannot build must not take the others down with it
-            self._crashed(run.place, run.text, run.before, error)
-            what = f"build raised {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            candidate.lost = self._violated(VerificationError, run, what, site.name, can_stay=False, cause=error)
-        return not candidate.lost
+    def _lose(self, run: PassRun, candidate: Candidate, error: Exception) -> None:
+        self._crashed(run.place, run.text, run.before, error)
+        what = f"build raised {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        candidate.lost = self._violated(VerificationError, run, what, candidate.site.name, can_stay=False, cause=error)
 
     def _build_checked(self, run: PassRun) -> Graph:
         try:

@@ -11,10 +11,9 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, cast, get_type_hints
 
-import yaml
-
-from regraft.errors import ModelNotFoundError, OptionError, UnknownNameError
+from regraft.errors import OptionError, UnknownNameError
 from regraft.passes._pass import SitePass
+from regraft.passes._recipe import read_yaml
 from regraft.passes._spelling import coerce_options, default_of, meant, spell, split_passes, type_text
 
 AnyPass = SitePass[Any, Any]
@@ -91,13 +90,7 @@ def read_recipe(path: Path) -> list[AnyPass]:
     Raises:
         ModelNotFoundError, OptionError: when it does not exist or says something else.
     """
-    if not path.is_file():
-        raise ModelNotFoundError(f"recipe {path} does not exist")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise OptionError(f"recipe {path} is not YAML: {first}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict) or set(data) != {"passes"} or not isinstance(data["passes"], list):
         raise OptionError(f"recipe {path}: one key 'passes' with a list is needed; got {_summary(data)}")
     return [_from_recipe(path, item) for item in data["passes"]]

@@ -114,11 +114,18 @@ def test_what_onnx_cannot_say_is_named() -> None:
 
 
 def test_an_opset_before_18_is_refused_for_torch_models(result: Any, tmp_path: Any) -> None:
-    with pytest.raises(ExportError, match="a PyTorch model can be written at opset 18 or later; got 13"):
+    with pytest.raises(OptionError, match=r"opset must be from 18 to \d+ for a PyTorch model; got 13"):
         result.export(tmp_path / "m.onnx", opset=13)
     assert not list(tmp_path.iterdir())
     with pytest.raises(OptionError, match="functions must be 'keep' or 'inline'; got 'maybe'"):
         result.export(tmp_path / "m.onnx", functions="maybe")
+
+
+def test_an_option_that_a_backend_lacks_is_refused_with_those_that_it_has(result: Any) -> None:
+    with pytest.raises(OptionError, match=r"^onnxruntime backend has no option 'foo'; it has: threads, entries"):
+        result.compile("onnxruntime", foo=1)
+    with pytest.raises(OptionError, match=r"^torch backend has no option 'threads'; it has: none$"):
+        result.compile("torch", threads=1)
 
 
 def test_compare_runs_functions_in_turn_and_counts_ratios_within_rounds() -> None:

@@ -198,6 +198,40 @@ def test_a_model_that_cannot_be_had_leaves_nothing_behind(
     assert files(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--opset", 99], f"opset must be from 13 to {onnx.defs.onnx_opset_version()} for an ONNX model; got 99"),
+        (["--seed", -1], "seed must be from 0 to 4294967295; got -1"),
+        (["--seed", 2**70], f"seed must be from 0 to 4294967295; got {2**70}"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_usage_errors_with_the_range(
+    run: Callable, onnx_file: Path, folder: Path, options: list[object], text: str
+) -> None:
+    outcome = run("optimize", onnx_file, "-p", PASS, "-o", "out.onnx", *options)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {text}\n")
+    assert files(folder) == {onnx_file.name}
+
+
+def test_the_opset_is_refused_before_the_model_is_made(run: Callable, zoo: str) -> None:
+    outcome = run("optimize", f"{zoo}:broken", "-p", PASS, "-o", "out.onnx", "--opset", 13)
+    newest = onnx.defs.onnx_opset_version()
+    assert (outcome.code, outcome.err) == (
+        2,
+        f"error: opset must be from 18 to {newest} for a PyTorch model; got 13\n",
+    )
+
+
+def test_a_file_where_dumps_should_go_is_one_line(
+    run: Callable, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_DUMP", str(onnx_file))
+    outcome = run("optimize", onnx_file, "-p", PASS, "-o", "out.onnx")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(f"error: REGRAFT_DUMP={onnx_file} cannot be made a folder: File exists\n")
+
+
 def test_a_file_that_is_no_model_is_one_line(run: Callable, folder: Path) -> None:
     Path("text.onnx").write_text("this is no model")
     outcome = run("optimize", "text.onnx", "-p", PASS, "-o", "out.onnx")

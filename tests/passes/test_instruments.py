@@ -8,7 +8,7 @@ import pytest
 from faulty_passes import Faulty
 from tiny_models import Shared, batch, chain, graph_of
 
-from regraft.errors import NoMatchError
+from regraft.errors import NoMatchError, OutputError
 from regraft.graph import Graph
 from regraft.passes import Dump, ErrorGate, LowRank, Print, Settings, instruments_from_environment, run_passes
 
@@ -99,11 +99,27 @@ def test_a_crash_leaves_the_spelling_the_error_and_the_graph(tmp_path: Path) -> 
     graph = chain(3)
     with pytest.raises(ZeroDivisionError):
         run_passes(graph, [Faulty(fault="raises in plan")], Settings(instruments=[Dump(tmp_path)]))
-    text = (tmp_path / "crash-faulty.txt").read_text()
+    text = (tmp_path / "crash-01-faulty.txt").read_text()
     assert text.startswith('pass faulty{fault="raises in plan"}\n')
     assert "ZeroDivisionError: this is a bug of the pass" in text
     assert "in plan" in text
     assert text.endswith(str(graph.snapshot()))
+
+
+def test_every_site_at_which_a_pass_crashes_has_a_file_of_its_own(tmp_path: Path) -> None:
+    run_passes(chain(3), [Faulty(fault="raises in build", at="*")], Settings(instruments=[Dump(tmp_path)]))
+    found = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("crash"))
+    assert found == ["crash-01-faulty.txt", "crash-02-faulty.txt", "crash-03-faulty.txt"]
+
+
+def test_a_file_in_the_place_of_the_dump_folder_is_refused(tmp_path: Path) -> None:
+    taken = tmp_path / "dumps"
+    taken.write_text("mine")
+    with pytest.raises(OutputError) as caught:
+        run_passes(chain(2), [LowRank(rank=3)], Settings(instruments=[Dump(taken)]))
+    assert str(caught.value) == f"REGRAFT_DUMP={taken} cannot be made a folder: File exists"
+    assert caught.value.hint == "name a new folder, or one that can be written to"
+    assert taken.read_text() == "mine"
 
 
 def test_the_environment_asks_for_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from tiny_models import WIDTH, Chain, Shared, Straight, Weightless, batch, chain
 
 from regraft.errors import GraphError, InputError, NoMatchError, RegraftWarning, VerificationError
 from regraft.frontends.torch import FxGraph, capture
-from regraft.graph import find_linear_sites
+from regraft.graph import Graph, LinearSite, find_linear_sites
 from regraft.ledger import Ledger
 from regraft.passes import AnyPass, LowRank, Settings, run_passes
+from regraft.passes.low_rank import LowRankPlan
 
 CALIBRATION = [(batch(seed, 16),) for seed in range(10, 13)]
 
@@ -128,6 +129,35 @@ def test_with_warn_a_wrong_rewrite_stays_with_a_warning_and_a_note(fault: Fault)
     assert _ops(rewritten).count("lowrank_linear") == 3
     (note,) = ledger.passes[0].notes
     assert note.startswith("layers.1: measured error ")
+
+
+@pytest.mark.parametrize("fault", ["raises in build", "raises halfway through build"])
+def test_many_failing_builds_cost_no_more_copies_of_the_graph_than_a_few(
+    fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[FxGraph] = []
+    copy = FxGraph.copy
+    monkeypatch.setattr(FxGraph, "copy", lambda graph: copies.append(graph) or copy(graph))
+    _, ledger = run_passes(chain(8), [Faulty(fault=fault, at="layers.[0-6]")], Settings())
+    assert [entry.site for entry in ledger.rolled_back] == [f"layers.{place}" for place in range(7)]
+    assert [entry.site for entry in ledger.rewritten] == ["layers.7"]
+    assert len(copies) == 3
+
+
+def test_a_build_that_fails_only_because_of_another_that_failed_before_is_kept() -> None:
+    """The first leaves its layer behind half rewritten, and the second cannot bear such a graph."""
+
+    class Touchy(Faulty):
+        def build(self, graph: Graph, site: LinearSite, plan: LowRankPlan) -> None:
+            if site.name == "layers.2" and any(
+                node.scope == "layers.1" and node.op != "linear" for node in graph.nodes()
+            ):
+                raise ZeroDivisionError("what is this?")
+            super().build(graph, site, plan)
+
+    _, ledger = run_passes(chain(4), [Touchy(fault="raises halfway through build")], Settings())
+    assert [entry.site for entry in ledger.rolled_back] == ["layers.1"]
+    assert [entry.site for entry in ledger.rewritten] == ["layers.0", "layers.2", "layers.3"]
 
 
 @pytest.mark.parametrize("fault", ["raises in build", "raises halfway through build", "changes nothing"])

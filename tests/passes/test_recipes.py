@@ -38,8 +38,43 @@ def test_a_recipe_that_does_not_exist_is_refused(recipe: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         resolve_passes(str(recipe))
     assert str(caught.value) == f"recipe {recipe} does not exist"
-    with pytest.raises(ModelNotFoundError):
-        read_recipe(recipe.parent)  # a folder
+
+
+def test_a_folder_in_the_place_of_a_recipe_is_refused_as_one(recipe: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        read_recipe(recipe.parent)
+    assert str(caught.value) == f"recipe {recipe.parent} is a folder; the name of a file is needed"
+
+
+def test_a_recipe_that_may_not_be_read_is_refused_with_the_reason(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # the tests may run as root, who may read everything
+    with pytest.raises(OptionError) as caught:
+        read_recipe(recipe)
+    assert str(caught.value) == f"recipe {recipe} cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("passes: [low-rank]\npasses: [monarch]\n", 2, "passes"),
+        ("passes:\n  - low-rank:\n      keep: 0.5\n      rank: 3\n      keep: 0.4\n", 5, "keep"),
+        ("passes: [low-rank: {keep: 0.5, 'keep': 0.5}]", 1, "keep"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_with_its_line(recipe: Path, text: str, line: int, key: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        read_recipe(_write(recipe, text))
+    assert str(caught.value) == f"recipe {recipe}, line {line}: {key!r} is given twice; once is needed"
+
+
+def test_options_may_be_taken_over_from_another_pass_and_changed(recipe: Path) -> None:
+    text = "passes:\n  - low-rank: &all {keep: 0.5, ridge: 0.1}\n  - low-rank: {<<: *all, keep: 0.4}\n"
+    assert read_recipe(_write(recipe, text)) == [LowRank(keep=0.5, ridge=0.1), LowRank(keep=0.4, ridge=0.1)]
 
 
 @pytest.mark.parametrize("text", ["passes: [low-rank", "\t", "passes: 'a", "a: b: c", "!!python/object:os.system {}"])

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from regraft.backends.onnxruntime._from_torch import DEFAULT_OPSET, to_onnx
+from regraft.backends.onnxruntime._from_torch import DEFAULT_OPSET, OLDEST_OPSET, to_onnx
 from regraft.errors import OptionError
 from regraft.frontends.onnx import OnnxGraph, save
+from regraft.frontends.onnx._opset import OLDEST, newest_opset
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 
@@ -24,8 +25,21 @@ def export_graph(
     return path
 
 
+def check_opset(opset: int | None, *, from_torch: bool) -> None:
+    """Raise OptionError for an opset at which no model that came from PyTorch, or from ONNX, can be written."""
+    oldest, kind = (OLDEST_OPSET, "a PyTorch") if from_torch else (OLDEST, "an ONNX")
+    if opset is not None and not oldest <= opset <= newest_opset():
+        raise OptionError(f"opset must be from {oldest} to {newest_opset()} for {kind} model; got {opset}")
+
+
 def as_onnx(graph: Graph, opset: int | None = None) -> OnnxGraph:
-    """Return the graph itself when it is ONNX, else its translation."""
+    """Return the graph itself when it is ONNX, else its translation.
+
+    Raises:
+        OptionError: for an opset that it cannot be written at.
+        ExportError: when an operator has no ONNX form.
+    """
+    check_opset(opset, from_torch=isinstance(graph, FxGraph))
     if isinstance(graph, FxGraph):
         return to_onnx(graph, DEFAULT_OPSET if opset is None else opset)
     assert isinstance(graph, OnnxGraph)

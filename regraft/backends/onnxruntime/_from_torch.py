@@ -36,13 +36,11 @@ def to_onnx(graph: FxGraph, opset: int = DEFAULT_OPSET) -> OnnxGraph:
 
     Args:
         graph: captured from PyTorch.
-        opset: version of the standard operators, 18 or later.
+        opset: version of the standard operators, OLDEST_OPSET or later.
 
     Raises:
-        ExportError: when an operator has no ONNX form, or the opset is too old.
+        ExportError: when an operator has no ONNX form.
     """
-    if opset < OLDEST_OPSET:
-        raise ExportError(f"a PyTorch model can be written at opset {OLDEST_OPSET} or later; got {opset}")
     program = _export_again(graph)
     with _quiet():
         try:

@@ -8,6 +8,7 @@ import typer
 
 import regraft
 from regraft._files import write_atomic
+from regraft.backends.onnxruntime import check_opset
 from regraft.cli._inputs import load_inputs
 from regraft.cli._models import Model, is_function, load_model
 from regraft.cli._options import InputsOption, JsonOption, ModelArgument
@@ -79,6 +80,7 @@ def optimize(
     outputs = Outputs(out, diff, ledger)
     sources = [path for path in (recipe, inputs, *batches) if path is not None]
     outputs.check(sources if is_function(model) else [Path(model), *sources])
+    check_opset(opset, from_torch=is_function(model))
     budget = None if max_error is None else Budget(max_error=max_error)
     loaded = load_model(model, inputs)
     optimized = regraft.optimize(
