@@ -29,6 +29,13 @@ class Builder(Protocol[V]):
         """
         ...
 
+    def matmul_integer(self, a: V, b: V, zero_point: V) -> V:
+        """(a - zero_point) · b in int32, block by block; a uint8 [blocks, rows, in], b int8 [blocks, in, out].
+
+        The zero point is uint8 of rank 0.
+        """
+        ...
+
     def dynamic_quantize(self, x: V) -> tuple[V, V, V]:
         """One scale for the whole operand, as ONNX DynamicQuantizeLinear.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regraft.errors import InputError, ShapeError
 from regraft.ops._attend import attend
-from regraft.ops._integer import linear_integer
+from regraft.ops._integer import linear_integer, matmul_integer
 from regraft.ops._op import AttributeValue, Op
 
 
@@ -23,6 +23,9 @@ class TorchBuilder:
 
     def linear_integer(self, x: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
         return linear_integer(x, weight, zero_point)
+
+    def matmul_integer(self, a: Tensor, b: Tensor, zero_point: Tensor) -> Tensor:
+        return matmul_integer(a, b, zero_point)
 
     def dynamic_quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if x.numel() == 0:

@@ -9,6 +9,8 @@ Step of a row: its size / 127 at most; of the whole activation: (max(x, 0) - min
 column that is masked to zeros contributes nothing.
 """
 
+from typing import Generic, NamedTuple
+
 import sympy
 
 from regraft.graph.cost_types import Arithmetic, OpCost
@@ -29,12 +31,32 @@ def int8_product(b: Builder[V], x: V, weight: V, scale: V, *, per_row: int) -> V
         scale: [out], of any floating type.
         per_row: 1 for one step a row of x, 0 for one step for all of it.
     """
+    quantized = quantize(b, x, per_row=per_row)
+    y = scaled(b, b.linear_integer(quantized.codes, weight, quantized.zero), quantized.step, scale)
+    y = y if quantized.size is None else b.mul(y, quantized.size)
+    return b.straight_through(y, lambda: _smooth_product(b, x, weight, scale))
+
+
+class Quantized(NamedTuple, Generic[V]):
+    """x ≈ (codes - zero) · step, times `size`, [..., 1], where each row was divided by it."""
+
+    codes: V
+    step: V
+    zero: V
+    size: V | None
+
+
+def quantize(b: Builder[V], x: V, *, per_row: int) -> Quantized[V]:
+    """Round x [..., in] to 256 values: one step a row of x for `per_row` 1, one for all of it for 0."""
     size = _size(b, x) if per_row else None
     codes, step, zero = b.dynamic_quantize(x if size is None else b.div(x, size))
+    return Quantized(codes, step, zero, size)
+
+
+def scaled(b: Builder[V], product: V, step: V, scale: V) -> V:
+    """Return an integer product in units of x and the weight, in the type of `step`."""
     # This spelling, with both scales multiplied first, is the one that ONNX Runtime fuses into one kernel.
-    y = b.mul(b.cast_like(b.linear_integer(codes, weight, zero), step), b.mul(step, b.cast_like(scale, step)))
-    y = y if size is None else b.mul(y, size)
-    return b.straight_through(y, lambda: _smooth_product(b, x, weight, scale))
+    return b.mul(b.cast_like(product, step), b.mul(step, b.cast_like(scale, step)))
 
 
 def _size(b: Builder[V], x: V) -> V:

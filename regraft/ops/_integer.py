@@ -34,6 +34,21 @@ def linear_integer(codes: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
     return product.reshape(*codes.shape[:-1], weight.shape[0])
 
 
+def matmul_integer(codes: Tensor, weight: Tensor, zero_point: Tensor) -> Tensor:
+    """Return (codes - zero_point) · weight of every block, exactly.
+
+    Args:
+        codes: uint8 [blocks, rows, in].
+        weight: int8 [blocks, in, out], with in at most 66 311, so that no sum overflows.
+        zero_point: uint8 of rank 0.
+
+    Returns:
+        int32 [blocks, rows, out].
+    """
+    blocks = zip(codes.unbind(), weight.unbind(), strict=True)
+    return torch.stack([linear_integer(rows, block.t(), zero_point) for rows, block in blocks])
+
+
 def _has_int8(rows: Tensor, weight: Tensor) -> bool:
     out_features, in_features = weight.shape
     if rows.device.type == "cpu":

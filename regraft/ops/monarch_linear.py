@@ -19,6 +19,7 @@ gains with few blocks only.
 Source: Dao et al. 2022, arXiv:2204.00595.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import sympy
@@ -49,18 +50,29 @@ def infer(
 ) -> TensorType:
     """Return the type of y: x's leading dims, then `out_features`."""
     cut = Partition(in_features, out_features, in_blocks, out_blocks)
-    inner = (in_blocks, cut.width, out_blocks * block_rank)
-    outer = (out_blocks, in_blocks * block_rank, cut.height)
-    require(block_rank >= 1, f"{NAME}: block_rank must be at least 1; got {block_rank}")
-    require(right.shape == inner, f"{NAME}: right must be {list(inner)}; got {right}")
-    require(left.shape == outer, f"{NAME}: left must be {list(outer)}; got {left}")
+    return result_type(NAME, x, right, left, bias, cut, block_rank)
+
+
+def result_type(
+    name: str, x: TensorType, right: TensorType, left: TensorType, bias: TensorType | None, cut: Partition, rank: int
+) -> TensorType:
+    """Return the type of y; raise ShapeError unless the operands of a layer in blocks fit together."""
+    require(rank >= 1, f"{name}: block_rank must be at least 1; got {rank}")
+    inner, outer = factor_shapes(cut, rank)
+    require(right.shape == inner, f"{name}: right must be {list(inner)}; got {right}")
+    require(left.shape == outer, f"{name}: left must be {list(outer)}; got {left}")
     if bias is not None:
-        require(bias.shape == (out_features,), f"{NAME}: bias must be [{out_features}]; got {bias}")
+        require(bias.shape == (cut.out_features,), f"{name}: bias must be [{cut.out_features}]; got {bias}")
     if x.shape is None:
         return TensorType(x.dtype)
-    require(len(x.shape) >= 1, f"{NAME}: x must have at least one dim; got a scalar")
-    require(x.shape[-1] == in_features, f"{NAME}: x ends in {x.shape[-1]}, the layer takes {in_features}")
-    return TensorType(x.dtype, (*x.shape[:-1], out_features))
+    require(len(x.shape) >= 1, f"{name}: x must have at least one dim; got a scalar")
+    require(x.shape[-1] == cut.in_features, f"{name}: x ends in {x.shape[-1]}, the layer takes {cut.in_features}")
+    return TensorType(x.dtype, (*x.shape[:-1], cut.out_features))
+
+
+def factor_shapes(cut: Partition, rank: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the shapes of right and left."""
+    return (cut.in_blocks, cut.width, cut.out_blocks * rank), (cut.out_blocks, cut.in_blocks * rank, cut.height)
 
 
 def decompose(
@@ -79,19 +91,37 @@ def decompose(
     out_strided: int = 0,
 ) -> V:
     """Two batched products with a permutation between them."""
-    cut = Partition(in_features, out_features, in_blocks, out_blocks)
-    padded = b.pad_last(x, cut.in_padding) if cut.in_padding else x
-    if in_strided:
-        runs = b.permute(b.reshape(padded, [-1, cut.width, in_blocks]), [2, 0, 1])  # [k, rows, p]
-    else:
-        runs = b.permute(b.reshape(padded, [-1, in_blocks, cut.width]), [1, 0, 2])
-    h = b.reshape(b.matmul(runs, right), [in_blocks, -1, out_blocks, block_rank])
-    by_row = b.reshape(b.permute(h, [1, 2, 0, 3]), [-1, out_blocks, in_blocks * block_rank])  # the first copy
+    cut = Partition(in_features, out_features, in_blocks, out_blocks, bool(in_strided), bool(out_strided))
+    h = b.matmul(runs_of(b, padded(b, x, cut), cut), right)
+    by_row = by_row_of(b, h, cut, block_rank)  # the first copy
     groups = b.matmul(b.permute(by_row, [1, 0, 2]), left)  # [l, rows, s]
-    turned = b.permute(groups, [1, 2, 0] if out_strided else [1, 0, 2])  # the second copy
-    y = b.reshape(turned, [-1, cut.height * out_blocks])
-    y = b.like_rows_of(b.slice(y, 1, 0, out_features) if cut.out_padding else y, x)
+    y = b.like_rows_of(results_of(b, groups, cut), x)  # the second copy
     return y if bias is None else b.add(y, bias)
+
+
+def padded(b: Builder[V], x: V, cut: Partition) -> V:
+    """Return x [..., in] with the zeros behind it that fill the last runs."""
+    return b.pad_last(x, cut.in_padding) if cut.in_padding else x
+
+
+def runs_of(b: Builder[V], x: V, cut: Partition) -> V:
+    """Return padded inputs [..., k · p] run by run, [k, rows, p]."""
+    if cut.in_strided:
+        return b.permute(b.reshape(x, [-1, cut.width, cut.in_blocks]), [2, 0, 1])
+    return b.permute(b.reshape(x, [-1, cut.in_blocks, cut.width]), [1, 0, 2])
+
+
+def by_row_of(b: Builder[V], h: V, cut: Partition, rank: int) -> V:
+    """Return the products of the runs [k, rows, l · ρ] row by row, in order of groups, [rows, l, k · ρ]."""
+    parts = b.reshape(h, [cut.in_blocks, -1, cut.out_blocks, rank])
+    return b.reshape(b.permute(parts, [1, 2, 0, 3]), [-1, cut.out_blocks, cut.in_blocks * rank])
+
+
+def results_of(b: Builder[V], groups: V, cut: Partition) -> V:
+    """Return the products of the groups [l, rows, s] row by row, [rows, out], without what was padded."""
+    turned = b.permute(groups, [1, 2, 0] if cut.out_strided else [1, 0, 2])
+    y = b.reshape(turned, [-1, cut.height * cut.out_blocks])
+    return b.slice(y, 1, 0, cut.out_features) if cut.out_padding else y
 
 
 def cost(
@@ -120,6 +150,12 @@ def cost(
     )
 
 
+def partition_of(attributes: Mapping[str, int]) -> Partition:
+    """Return the partition that an op's attributes describe; whether features are strided may be left out."""
+    counts = (attributes[name] for name in ("in_features", "out_features", "in_blocks", "out_blocks"))
+    return Partition(*counts, bool(attributes.get("in_strided", 0)), bool(attributes.get("out_strided", 0)))
+
+
 def layer_attributes(partition: Partition, rank: int) -> dict[str, int | float]:
     """Return the op's attributes for factors of a partition."""
     return {
@@ -142,12 +178,8 @@ def _example(
     bias: bool = True,
     dynamic: tuple[int, ...] = (0,),
 ) -> Example:
-    k, l = partition.in_blocks, partition.out_blocks  # noqa: E741 - the formula's letters
-    shapes: dict[str, tuple[int, ...]] = {
-        "x": (*leading, partition.in_features),
-        "right": (k, partition.width, l * rank),
-        "left": (l, k * rank, partition.height),
-    }
+    right, left = factor_shapes(partition, rank)
+    shapes: dict[str, tuple[int, ...]] = {"x": (*leading, partition.in_features), "right": right, "left": left}
     if bias:
         shapes["bias"] = (partition.out_features,)
     return Example(name, shapes, layer_attributes(partition, rank), dynamic)

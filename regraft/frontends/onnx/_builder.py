@@ -60,6 +60,10 @@ class OnnxBuilder:
         operands = [self._plain(x), self._right(weight), self._plain(zero_point)]
         return Sym(self._node("MatMulInteger", operands), "int32", is_fixed=True)
 
+    def matmul_integer(self, a: Sym, b: Sym, zero_point: Sym) -> Sym:
+        operands = [self._plain(operand) for operand in (a, b, zero_point)]
+        return Sym(self._node("MatMulInteger", operands), "int32", is_fixed=True)
+
     def dynamic_quantize(self, x: Sym) -> tuple[Sym, Sym, Sym]:
         is_single = x.is_fixed and x.dtype == "float32"
         single = x if is_single else self.cast(x, "float32")  # the only type that the operator takes
