@@ -3,7 +3,7 @@
 An op is found by its file: `regraft/ops/<name>.py` holds `op`. Nothing else needs an edit.
 """
 
-from regraft.ops._activation import ACTIVATIONS, erf_gelu, tanh_gelu
+from regraft.ops._activation import erf_gelu, tanh_gelu
 from regraft.ops._builder import Builder
 from regraft.ops._cost import cost, formulas
 from regraft.ops._eager import TorchBuilder, evaluate
@@ -11,7 +11,6 @@ from regraft.ops._op import AttributeValue, Example, Ints, Op, Operand
 from regraft.ops._registry import all_ops, get_op
 
 __all__ = [
-    "ACTIVATIONS",
     "AttributeValue",
     "Builder",
     "Example",

@@ -11,9 +11,6 @@ from typing import Final, Protocol
 
 from regraft.ops._builder import Builder, V
 
-ACTIVATIONS: Final = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid")
-"""Names that `activate` knows; those of `regraft.graph.activation`."""
-
 CUBIC: Final = 0.044715
 """Coefficient of x³ in the approximation of GELU."""
 
@@ -32,7 +29,7 @@ class Elementary(Protocol[V]):
 
 
 def activate(b: Builder[V], x: V, kind: str) -> V:
-    """Apply the activation of that name, which must be one of ACTIVATIONS."""
+    """Apply the activation of that name, which must be one of `regraft.graph.activation.FUNCTIONS`."""
     functions: Mapping[str, Callable[[V], V]] = {
         "gelu": lambda x: b.gelu(x, tanh=False),
         "gelu_tanh": lambda x: b.gelu(x, tanh=True),

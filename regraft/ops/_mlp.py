@@ -6,10 +6,11 @@ from typing import Generic
 
 import sympy
 
+from regraft.graph.activation import FUNCTIONS
 from regraft.graph.cost_types import OpCost
 from regraft.graph.symbols import dim_expr, numel
 from regraft.graph.types import Dim, TensorType, dtype_bits
-from regraft.ops._activation import ACTIVATIONS, activate
+from regraft.ops._activation import activate
 from regraft.ops._builder import Builder, V
 from regraft.ops._op import require
 
@@ -96,8 +97,8 @@ class MlpTypes:
     def result(self, activation: str, blocks: int) -> TensorType:
         """Return the type of y; raise ShapeError where the operands do not fit together."""
         require(
-            activation in ACTIVATIONS,
-            f"{self.name}: activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}",
+            activation in FUNCTIONS,
+            f"{self.name}: activation must be one of {', '.join(FUNCTIONS)}; got {activation!r}",
         )
         self._check_blocks(blocks)
         width_in = self._width_in("in", self.in_down, self.in_up, self.in_bias)
