@@ -79,11 +79,11 @@ def _site(graph: Graph, node: Node) -> LinearSite | NearMiss:
         transposed=transposed,
         in_features=in_features,
         out_features=out_features,
-        input_type=_input_type(found.x, in_features),
+        input_type=input_type(found.x, in_features),
         nested=found.x.nested,
         alpha=found.alpha,
         beta=found.beta,
-        feeds_output=_reaches_output(found.output),
+        feeds_output=reaches_output(found.output),
     )
 
 
@@ -210,17 +210,18 @@ def _layer_name(node: Node, found: _Found, weight: Value) -> str:
     return node.key
 
 
-def _input_type(x: Value, in_features: int) -> TensorType:
+def input_type(x: Value, in_features: int) -> TensorType:
+    """Return the type of a layer's input, whose last extent is known from the layer."""
     shape = x.type.shape
     return TensorType(x.type.dtype, None if shape is None else (*shape[:-1], in_features))
 
 
-def _reaches_output(value: Value) -> bool:
+def reaches_output(value: Value) -> bool:
     """Whether the graph returns this value, through nothing but changes of layout."""
     if value.is_output:
         return not value.nested
     layout = LOOK_THROUGH | {"reshape", "squeeze", "unsqueeze", "cast"}
-    return any(node.op in layout and _reaches_output(node.outputs[0]) for node in value.users)
+    return any(node.op in layout and reaches_output(node.outputs[0]) for node in value.users)
 
 
 def _padded(node: Node, count: int) -> list[Value | None]:

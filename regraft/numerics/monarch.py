@@ -148,6 +148,19 @@ def choose_blocks(
     return Choice(found[errors.index(best) if best < MUCH_BETTER * errors[0] else 0], rank, False)
 
 
+def hidden_moments(moment: Tensor, factors: Factors) -> Tensor:
+    """Return E[h hᵀ] of what the second factor of every group reads, [l, k · ρ, k · ρ], in float64.
+
+    Args:
+        moment: E[x xᵀ] of the inputs in the order of the blocks, [k · p, k · p] (`Partition.cut_inputs`).
+        factors: their `right` makes h of x.
+    """
+    k, p, l = factors.right.shape[0], factors.partition.width, factors.partition.out_blocks  # noqa: E741
+    right = factors.right.double().reshape(k, p, l, factors.rank)
+    seen = torch.einsum("aicj,cjgr->aicgr", moment.double().reshape(k, p, k, p), right)
+    return torch.einsum("aigs,aicgr->gascr", right, seen).reshape(l, k * factors.rank, k * factors.rank)
+
+
 def check_rank(partition: Partition, rank: int) -> None:
     """Raise ShapeError unless blocks of that rank exist."""
     if not 1 <= rank <= partition.full_rank:

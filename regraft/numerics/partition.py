@@ -107,6 +107,11 @@ class Partition:
         padded = (rows.transpose(0, 1) if self.out_strided else rows).reshape(l * s, k * p)
         return padded[: self.out_features, : self.in_features]
 
+    def runs(self, features: Tensor) -> Tensor:
+        """Return what belongs to each input feature, [in], run by run, [k, p]; zeros where padded."""
+        padded = torch.nn.functional.pad(features, (0, self.in_padding))
+        return padded.reshape(self.width, -1).t() if self.in_strided else padded.reshape(-1, self.width)
+
     def cut_inputs(self, moment: Tensor) -> Tensor:
         """Return a moment of the inputs [in, in] in the order of the blocks, [k · p, k · p], zeros where padded."""
         padded = torch.nn.functional.pad(moment, (0, self.in_padding, 0, self.in_padding))

@@ -152,8 +152,14 @@ def cost(
 
 def partition_of(attributes: Mapping[str, int]) -> Partition:
     """Return the partition that an op's attributes describe; whether features are strided may be left out."""
-    counts = (attributes[name] for name in ("in_features", "out_features", "in_blocks", "out_blocks"))
-    return Partition(*counts, bool(attributes.get("in_strided", 0)), bool(attributes.get("out_strided", 0)))
+    return Partition(
+        attributes["in_features"],
+        attributes["out_features"],
+        attributes["in_blocks"],
+        attributes["out_blocks"],
+        bool(attributes.get("in_strided", 0)),
+        bool(attributes.get("out_strided", 0)),
+    )
 
 
 def layer_attributes(partition: Partition, rank: int) -> dict[str, int | float]:

@@ -16,7 +16,6 @@ Sources: Dao et al. 2022, arXiv:2204.00595 (Monarch); Elhoushi et al. 2021, arXi
 from typing import Final
 
 from regraft.graph.cost_types import OpCost
-from regraft.graph.symbols import numel
 from regraft.graph.types import TensorType
 from regraft.numerics.partition import Partition
 from regraft.ops import int8_monarch_linear, monarch_linear

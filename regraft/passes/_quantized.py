@@ -7,9 +7,10 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from regraft.graph import Graph, LinearSite, Value
+from regraft.graph import Graph, LinearSite, NearMiss, Value, find_linear_sites
 from regraft.numerics import int8
 from regraft.ops import Op, evaluate
+from regraft.passes._monarch_site import MonarchSite, find_monarch_sites
 from regraft.passes._pass import Plan, Reject
 from regraft.passes._statistics import SiteStatistics
 
@@ -41,6 +42,12 @@ class QuantizedPlan(Plan):
     insert: Op
 
 
+def find_layers(graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
+    """Return all linear layers, dense ones and those that an earlier pass cut into blocks."""
+    (dense, misses), (blocks, others) = find_linear_sites(graph), find_monarch_sites(graph)
+    return [*dense, *blocks], [*misses, *others]
+
+
 def build_quantized(graph: Graph, site: LinearSite, plan: QuantizedPlan) -> None:
     """Write a plan's operands; a bias that did not change stays the same constant."""
     graph.replace(site, plan.insert, {**plan.tensors, "bias": unchanged_bias(site)}, plan.attributes)
@@ -48,9 +55,10 @@ def build_quantized(graph: Graph, site: LinearSite, plan: QuantizedPlan) -> None
 
 def refuse_wide(site: LinearSite) -> Reject | None:
     """Return why a layer has too many inputs for sums in 32 bits, or None when it has not."""
-    if site.in_features <= int8.MOST_INPUTS:
+    summed = site.most_summed if isinstance(site, MonarchSite) else site.in_features
+    if summed <= int8.MOST_INPUTS:
         return None
-    return Reject(f"sums over {site.in_features} inputs could overflow 32 bits; at most {int8.MOST_INPUTS} fit")
+    return Reject(f"sums over {summed} inputs could overflow 32 bits; at most {int8.MOST_INPUTS} fit")
 
 
 def calibrated_outliers(

@@ -6,16 +6,19 @@ from typing import ClassVar, Final, Literal
 from torch import Tensor
 
 from regraft.errors import OptionError, VerificationError
-from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
+from regraft.graph import Graph, LinearSite, NearMiss
 from regraft.numerics import int8
 from regraft.numerics.int8_state import Int8State, open_state
-from regraft.ops import int8_linear, int8_outlier_linear, int8_topk_linear
+from regraft.ops import Op, int8_linear, int8_monarch_linear, int8_outlier_linear, int8_topk_linear
+from regraft.passes._block_operands import int8_blocks
+from regraft.passes._monarch_site import MonarchSite
 from regraft.passes._pass import Reject, SitePass, check_patterns
 from regraft.passes._quantized import (
     QuantizedPlan,
     build_quantized,
     bytes_of,
     calibrated_outliers,
+    find_layers,
     kept_text,
     measured_error,
     outlier_operands,
@@ -36,11 +39,13 @@ class LLMInt8(SitePass[LinearSite, QuantizedPlan]):
     """Replace `linear` by products of 8-bit integers, with the few outlier columns of its input in floating point.
 
     Weights get one scale a row, made without the outlier columns; activations are quantized when the model runs.
+    Factors of low-rank layers are layers like any other; of a Monarch layer, both stacks of blocks are quantized.
 
     Attributes:
         outliers: "calibrated" finds outlier columns on calibration inputs and keeps their original weights; "dynamic"
             finds them in every call, needs no calibration, and restores their weights from 8 bits; "none" has none;
-            "auto" is "calibrated" where there are calibration inputs, else "dynamic".
+            "auto" is "calibrated" where there are calibration inputs, else "dynamic" ("none" for blocks of a Monarch
+            layer, which has no columns of its own to restore).
         threshold: a column whose magnitude reaches it is an outlier; 0 turns the rule off.
         relative: with calibration, a column that reaches this many times the median column is one, too; 0 turns the
             rule off.
@@ -87,8 +92,8 @@ class LLMInt8(SitePass[LinearSite, QuantizedPlan]):
             open_state(self.state)
 
     def find(self, graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
-        """Return all linear layers."""
-        return find_linear_sites(graph)
+        """Return all linear layers, dense or in blocks."""
+        return find_layers(graph)
 
     def refuse(self, site: LinearSite) -> Reject | None:
         """Refuse what is not asked for, and what is too wide or too small for integers to be of use."""
@@ -97,27 +102,35 @@ class LLMInt8(SitePass[LinearSite, QuantizedPlan]):
 
     def plan(self, site: LinearSite, statistics: SiteStatistics | None) -> QuantizedPlan | Reject:
         """Find outliers, quantize, refuse what would not get smaller or faster, and measure the error."""
-        mode = self._mode(statistics)
+        mode = self._mode(site, statistics)
         if mode == "calibrated" and statistics is None:
             return Reject("outliers=calibrated needs calibration inputs, and there are none for it")
+        if isinstance(site, MonarchSite) and (mode == "dynamic" or self.state is not None):
+            option = "outliers=dynamic is" if mode == "dynamic" else "a state with weights in 8 bits is"
+            return Reject(f"{option} for whole weights; this one is held in blocks")
         small = None if self.small else refuse_small(site, self.activations, _kind(mode))
         refused = small or refuse_not_finite(site, statistics)
         if refused is not None:
             return refused
         outliers = self._columns(site, statistics) if mode == "calibrated" else None
+        if isinstance(site, MonarchSite):
+            tensors = int8_blocks(site, outliers) | ({} if outliers is None else outlier_operands(site, outliers))
+            return self._plan(site, statistics, int8_monarch_linear.op, tensors, site.attributes, mode, outliers)
         quantized = self._quantize(site, outliers)
         if isinstance(quantized, Reject):
             return quantized
-        return self._plan(site, statistics, quantized, mode, outliers)
+        return self._plan_dense(site, statistics, quantized, mode, outliers)
 
     def build(self, graph: Graph, site: LinearSite, plan: QuantizedPlan) -> None:
         """Write codes and scales; a bias that did not change stays the same constant."""
         build_quantized(graph, site, plan)
 
-    def _mode(self, statistics: SiteStatistics | None) -> Outliers:
+    def _mode(self, site: LinearSite, statistics: SiteStatistics | None) -> Outliers:
         if self.outliers != "auto":
             return self.outliers
-        return "dynamic" if statistics is None else "calibrated"
+        if statistics is not None:
+            return "calibrated"
+        return "none" if isinstance(site, MonarchSite) else "dynamic"
 
     def _columns(self, site: LinearSite, statistics: SiteStatistics | None) -> Tensor | None:
         assert statistics is not None
@@ -134,7 +147,7 @@ class LLMInt8(SitePass[LinearSite, QuantizedPlan]):
             return Reject(f"its product is scaled by {site.alpha:g}, the weight in {state.source} is not")
         return _checked(site, state, layer)
 
-    def _plan(
+    def _plan_dense(
         self,
         site: LinearSite,
         statistics: SiteStatistics | None,
@@ -143,15 +156,29 @@ class LLMInt8(SitePass[LinearSite, QuantizedPlan]):
         outliers: Tensor | None,
     ) -> QuantizedPlan | Reject:
         tensors = {"weight": quantized.codes, "scale": quantized.scale}
-        attributes: dict[str, int | float] = {"per_row": int(self.activations == "row")}
-        insert, kept = int8_linear.op, 0
+        attributes: dict[str, int | float] = {}
+        insert = int8_linear.op
         if outliers is not None:
-            insert, kept = int8_outlier_linear.op, len(outliers)
+            insert = int8_outlier_linear.op
             tensors |= outlier_operands(site, outliers)
         elif mode == "dynamic" and self.threshold > 0:
             insert = int8_topk_linear.op
             columns = min(site.in_features, max(FEWEST_DYNAMIC, int8.column_budget(site.in_features, self.cap)))
-            attributes |= {"columns": columns, "threshold": self.threshold}
+            attributes = {"columns": columns, "threshold": self.threshold}
+        return self._plan(site, statistics, insert, tensors, attributes, mode, outliers)
+
+    def _plan(
+        self,
+        site: LinearSite,
+        statistics: SiteStatistics | None,
+        insert: Op,
+        tensors: dict[str, Tensor],
+        attributes: dict[str, int | float],
+        mode: Outliers,
+        outliers: Tensor | None,
+    ) -> QuantizedPlan | Reject:
+        attributes = {"per_row": int(self.activations == "row"), **attributes}
+        kept = 0 if outliers is None else len(outliers)
         size = bytes_of(site, tensors)
         if size >= site.bytes:
             return Reject(f"in 8 bits, with {kept} columns kept, the {site.shape} layer would not be smaller")

@@ -6,16 +6,19 @@ from typing import ClassVar, Final, Literal
 from torch import Tensor
 
 from regraft.errors import OptionError
-from regraft.graph import Graph, LinearSite, NearMiss, find_linear_sites
+from regraft.graph import Graph, LinearSite, NearMiss
 from regraft.numerics.power_of_two import PowersOfTwo
 from regraft.numerics.power_of_two_fit import quantize_rows, quantize_with_feedback
-from regraft.ops import shift_linear, shift_outlier_linear
+from regraft.ops import shift_linear, shift_monarch_linear, shift_outlier_linear
+from regraft.passes._block_operands import shift_blocks
+from regraft.passes._monarch_site import MonarchSite
 from regraft.passes._pass import Reject, SitePass, check_patterns
 from regraft.passes._quantized import (
     QuantizedPlan,
     build_quantized,
     bytes_of,
     calibrated_outliers,
+    find_layers,
     kept_text,
     measured_error,
     outlier_operands,
@@ -35,7 +38,8 @@ class ShiftAdd(SitePass[LinearSite, QuantizedPlan]):
     """Replace the weights of `linear` by sums of signed powers of two, in 4 bits a term, with one scale a row.
 
     They are exact in int8, so the layer runs on the kernels of `llm-int8`. With calibration inputs the sums are those
-    whose output is closest on them, and outlier columns of the input stay in floating point.
+    whose output is closest on them, and outlier columns of the input stay in floating point. Factors of low-rank layers
+    are layers like any other; of a Monarch layer, both stacks of blocks are rewritten.
 
     Attributes:
         terms: powers of two a weight: 1 (4 bits) or 2 (8 bits, several times as accurate).
@@ -58,7 +62,7 @@ class ShiftAdd(SitePass[LinearSite, QuantizedPlan]):
 
     name: ClassVar[str] = "shift-add"
     uses_calibration: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("low-rank",)
+    after: ClassVar[tuple[str, ...]] = ("low-rank", "monarch")
     expands: ClassVar[tuple[str, ...]] = ("lowrank_linear",)
 
     terms: int = 2
@@ -93,8 +97,8 @@ class ShiftAdd(SitePass[LinearSite, QuantizedPlan]):
         check_patterns(self.name, (*self.targets, *self.exclude))
 
     def find(self, graph: Graph) -> tuple[list[LinearSite], list[NearMiss]]:
-        """Return all linear layers."""
-        return find_linear_sites(graph)
+        """Return all linear layers, dense or in blocks."""
+        return find_layers(graph)
 
     def refuse(self, site: LinearSite) -> Reject | None:
         """Refuse what is not asked for, and what is too wide or too small for integers to be of use."""
@@ -126,17 +130,18 @@ class ShiftAdd(SitePass[LinearSite, QuantizedPlan]):
         build_quantized(graph, site, plan)
 
     def _plan(self, site: LinearSite, statistics: SiteStatistics | None, outliers: Tensor | None) -> QuantizedPlan:
-        weight = self._fit(site, statistics, outliers)
-        tensors = {"codes": weight.packed, "scale": weight.scale}
-        insert, kept = shift_linear.op, 0
-        if outliers is not None:
-            insert, kept = shift_outlier_linear.op, len(outliers)
-            tensors |= outlier_operands(site, outliers)
-        attributes: dict[str, int | float] = {
-            "terms": self.terms,
-            "in_features": site.in_features,
-            "activations": _ACTIVATIONS[self.activations],
-        }
+        attributes: dict[str, int | float] = {"terms": self.terms, "activations": _ACTIVATIONS[self.activations]}
+        if isinstance(site, MonarchSite):
+            tensors, insert = shift_blocks(site, statistics, outliers, self._fit), shift_monarch_linear.op
+            attributes |= site.attributes
+        else:
+            moment = None if statistics is None else statistics.moments.gram
+            weight = self._fit(site.weight, moment, outliers)
+            tensors = {"codes": weight.packed, "scale": weight.scale}
+            insert = shift_linear.op if outliers is None else shift_outlier_linear.op
+            attributes["in_features"] = site.in_features
+        kept = 0 if outliers is None else len(outliers)
+        tensors |= {} if outliers is None else outlier_operands(site, outliers)
         return QuantizedPlan(
             op=insert.name,
             after=self._after(kept),
@@ -153,13 +158,13 @@ class ShiftAdd(SitePass[LinearSite, QuantizedPlan]):
             return None
         return calibrated_outliers(site, statistics, threshold=self.threshold, relative=self.relative, cap=self.cap)
 
-    def _fit(self, site: LinearSite, statistics: SiteStatistics | None, outliers: Tensor | None) -> PowersOfTwo:
-        if statistics is None:
-            return quantize_rows(site.weight, self.terms, without=outliers)
-        gram = statistics.moments.gram
+    def _fit(self, weight: Tensor, moment: Tensor | None, outliers: Tensor | None) -> PowersOfTwo:
+        """Sums for a weight [out, in], whose inputs have that moment E[x xᵀ]."""
+        if moment is None:
+            return quantize_rows(weight, self.terms, without=outliers)
         if self.feedback:
-            return quantize_with_feedback(site.weight, self.terms, gram, damping=_DAMPING, without=outliers)
-        return quantize_rows(site.weight, self.terms, importance=gram.diagonal(), without=outliers)
+            return quantize_with_feedback(weight, self.terms, moment, damping=_DAMPING, without=outliers)
+        return quantize_rows(weight, self.terms, importance=moment.diagonal(), without=outliers)
 
     def _after(self, kept: int) -> str:
         terms = "1 power of two" if self.terms == 1 else f"{self.terms} powers of two"
