@@ -64,12 +64,14 @@ class TorchBuilder:
         return torch.nn.functional.linear(x, weight, bias)
 
     def accumulate(self, total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        # Neither a product nor a sum keeps its result for the backward pass, so that it may be written over.
-        if total.dtype == x.dtype == weight.dtype:
-            return total.addmm_(x, weight.t())
-        return total + torch.nn.functional.linear(x, weight)  # under autocast
+        if not total.dtype == x.dtype == weight.dtype:  # under autocast
+            return total + torch.nn.functional.linear(x, weight)
+        if torch.is_grad_enabled():
+            return torch.addmm(total, x, weight.t())  # which vmap knows
+        return total.addmm_(x, weight.t())
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        # A sum does not keep its result for the backward pass, so that it may be written over.
         return total.add_(x) if total.dtype == x.dtype else total + x
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
