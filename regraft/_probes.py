@@ -9,7 +9,7 @@ import torch
 from regraft.backends import compare, compile_graph
 from regraft.errors import InputError, OptionError
 from regraft.frontends.onnx import OnnxGraph, bind_inputs
-from regraft.frontends.torch import FxGraph
+from regraft.frontends.torch import FxGraph, borrowed
 from regraft.graph import Graph
 from regraft.graph.types import Dim, TensorType, torch_dtype
 from regraft.passes import Budget, ErrorGate, Gate, ScoreGate, SpeedGate, calibration_batch
@@ -95,7 +95,10 @@ def gates_for(budget: Budget | None, graph: Graph, probes: Sequence[Any]) -> lis
 
 
 def score(graph: Graph, evaluate: Any) -> float:
-    """Return the user's score of a graph, given to their function as something that can be called like the model."""
+    """Return the user's score of a graph, given to their function as a module of its own, or as an executable."""
+    if isinstance(graph, FxGraph):
+        with torch.no_grad():
+            return float(evaluate(borrowed(graph.module)))
     return float(evaluate(compile_graph(graph, _native_backend(graph))))
 
 

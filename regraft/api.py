@@ -57,7 +57,7 @@ def explain(model: Any, pass_spec: PassLike, site: str | None = None, *, example
     Args:
         model: as in `optimize`.
         pass_spec: one pass, as an instance or a spelling.
-        site: name of one layer, or a glob; all when None.
+        site: name of one layer, a glob or a `re:` pattern; all when None.
         example_inputs: to capture a PyTorch module with.
 
     Raises:

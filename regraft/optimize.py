@@ -57,7 +57,7 @@ def optimize(
         budget: limits for the whole model; what does not fit is taken back.
         on_violation: "rollback" takes back what breaks its promise or the budget, "raise" makes it an error, "warn"
             keeps it with a warning.
-        strict: a pass that finds nothing to rewrite is an error.
+        strict: a pass that finds nothing to rewrite is an error, and a target or exclusion that fits no layer.
         seed: of everything random. Same inputs, seed and versions give the same result.
         progress: show progress on a terminal; or a function (stage, done, total).
         instruments: hooks before and after every pass.
@@ -65,7 +65,7 @@ def optimize(
     Raises:
         OptionError, UnknownNameError: when passes or options cannot be meant.
         CaptureError, ModelFileError, InputError: when the model or the inputs cannot be used.
-        NoMatchError: when a pass rewrites nothing and `strict` is set.
+        NoMatchError: when a pass rewrites nothing, or a target or exclusion fits no layer, and `strict` is set.
         VerificationError, BudgetError: when `on_violation` is "raise".
     """
     resolved = resolve_passes(passes)

@@ -142,6 +142,20 @@ def test_a_budget_on_a_score_calls_the_users_function_with_something_like_the_mo
     assert set(seen) == {(32, 24)}
 
 
+def test_the_users_function_gets_a_module_that_may_be_moved_without_moving_the_model() -> None:
+    x, model = inputs(8), network()
+
+    def evaluate(given: nn.Module) -> float:
+        assert not torch.is_grad_enabled()
+        given.eval().double()
+        return float(given(x.double()).norm())
+
+    budget = regraft.Budget(evaluate=evaluate, max_drop=1e9)
+    result = regraft.optimize(model, "low-rank", example_inputs=x, budget=budget, progress=False)
+    assert len(result.ledger.rewritten) == 2
+    assert {tensor.dtype for tensor in (*model.parameters(), *result.model.parameters())} == {torch.float32}
+
+
 def test_a_speedup_that_cannot_be_had_takes_the_whole_pass_back() -> None:
     result = optimized(budget=regraft.Budget(min_speedup=1000.0))
     assert [entry.status for entry in result.ledger] == ["rolled back", "rolled back"]

@@ -17,7 +17,9 @@ class Budget:
     Attributes:
         max_error: largest relative error of the model's outputs against the original's, on the calibration inputs (or
             the example inputs, when there is no calibration).
-        evaluate: takes the model (called as `optimized.model` would be) and returns a score; more is better.
+        evaluate: takes the model and returns a score; more is better. A PyTorch model is an nn.Module, as
+            `optimized.model` is, run without gradients; it may be moved to another device, its weights must not be
+            written to. An ONNX model is called by position or by name and returns a tuple.
         max_drop: how far the score may fall below the original's.
         min_speedup: least ratio of the original's time to the rewritten model's, measured side by side; 1.0 means
             "not slower".

@@ -1,12 +1,11 @@
 """Why a pass would rewrite a place, keep it, or not even see it."""
 
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from regraft.errors import UnknownNameError
 from regraft.graph import Graph, LinearSite, NearMiss
-from regraft.passes._pass import Reject
+from regraft.passes._pass import Reject, check_patterns, matches_name
 from regraft.passes._registry import AnyPass, spelling
 from regraft.passes._spelling import meant
 
@@ -45,14 +44,23 @@ class Explanation:
 
 
 def explain_graph(graph: Graph, item: AnyPass, site: str | None = None) -> Explanation:
-    """Return what a pass, without calibration, would do with every place, or with those whose name matches `site`.
+    """Return what a pass, without calibration, would do with every place, or with those whose name fits `site`.
+
+    Args:
+        graph: where to look.
+        item: the pass.
+        site: a name, a glob, or a regular expression after "re:", as in the targets of passes; all when None.
 
     Raises:
+        OptionError: when the regular expression is none.
         UnknownNameError: when no place has that name.
     """
+    wanted = "*" if site is None else site
+    check_patterns("explain", (wanted,))
     sites, misses = item.find(graph)
-    findings = [_of_site(item, found) for found in sites if any(_wanted(name, site) for name in found.layers)]
-    findings += [_of_miss(miss) for miss in misses if _wanted(miss.name, site)]
+    chosen = [found for found in sites if any(matches_name(call.name, wanted) for call in found.calls)]
+    findings = [_of_site(item, found) for found in chosen]
+    findings += [_of_miss(miss) for miss in misses if matches_name(miss.name, wanted)]
     if site is not None and not findings:
         names = [place.name for place in (*sites, *misses)]
         raise UnknownNameError(f"{item.name} sees no {site!r} in {graph.name}{meant(site, names)}")
@@ -70,7 +78,3 @@ def _of_site(item: AnyPass, site: LinearSite) -> Finding:
 
 def _of_miss(miss: NearMiss) -> Finding:
     return Finding(miss.name, "is no site", miss.reason)
-
-
-def _wanted(name: str, site: str | None) -> bool:
-    return site is None or name == site or fnmatchcase(name, site)

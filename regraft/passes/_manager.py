@@ -25,7 +25,7 @@ from regraft.errors import (
     RegraftWarning,
     VerificationError,
 )
-from regraft.graph import Graph, LinearSite
+from regraft.graph import Graph, LinearSite, Site
 from regraft.graph.graph import Outputs
 from regraft.ledger import Ledger, PassRecord
 from regraft.passes._budget import Gate
@@ -37,6 +37,7 @@ from regraft.passes._pass import Reject
 from regraft.passes._registry import AnyPass, spelling
 from regraft.passes._run import Candidate, PassRun
 from regraft.passes._statistics import SiteStatistics, collect
+from regraft.passes._targets import idle_patterns
 
 OnViolation = Literal["rollback", "raise", "warn"]
 Report = Callable[[str, int, int], None]
@@ -56,7 +57,7 @@ class Settings:
         probes: a few batches on which the model's error is measured; none when it cannot be run.
         gates: limits that the rewritten model must keep.
         on_violation: what to do about a site that breaks its promise, or a limit that is not kept.
-        strict: whether a pass that rewrites nothing is an error.
+        strict: whether a pass that rewrites nothing is an error, and a target or exclusion that fits no layer.
         seed: of everything random.
         report: called with progress.
         instruments: hooks around passes.
@@ -77,7 +78,7 @@ def run_passes(graph: Graph, passes: Sequence[AnyPass], settings: Settings) -> t
 
     Raises:
         OptionError: when the passes cannot be ordered.
-        NoMatchError: when a pass rewrites nothing and `strict` is set.
+        NoMatchError: when a pass rewrites nothing, or a target or exclusion fits no layer, and `strict` is set.
         VerificationError, BudgetError: when `on_violation` is "raise".
     """
     if isinstance(settings.calibration, Iterator):  # every pass iterates it anew
@@ -133,6 +134,7 @@ class _Manager:
     def _plan(self, run: PassRun) -> None:
         sites, run.misses = run.item.find(run.before)
         run.order = {site.name: place for place, site in enumerate(sites)}
+        self._tell_idle_patterns(run, sites)
         wanted: list[LinearSite] = []
         for site in sites:
             refused = run.item.refuse(site)
@@ -150,6 +152,13 @@ class _Manager:
                 run.candidates.append(Candidate(site, outcome))
         if wanted:
             self.settings.report(f"{run.item.name}: plan", len(wanted), len(wanted))
+
+    def _tell_idle_patterns(self, run: PassRun, sites: Sequence[Site]) -> None:
+        idle = idle_patterns(run.item, run.before, sites, run.misses)
+        if idle and self.settings.strict:
+            hint = "correct the name or leave it out; without `strict` it is only noted"
+            raise NoMatchError(f"{run.item.name}: {idle[0]}", hint=hint)
+        run.notes.extend(idle)
 
     def _statistics(self, run: PassRun, wanted: Sequence[LinearSite]) -> dict[tuple[str, ...], SiteStatistics]:
         batches = self.settings.calibration

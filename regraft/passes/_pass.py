@@ -46,7 +46,8 @@ class SitePass(ABC, Generic[SiteT, PlanT]):
     """A pass that rewrites sites one by one.
 
     Derive a frozen dataclass; its fields are the options in Python, on the command line and in recipes, and their text
-    in the docstring's "Attributes:" is their documentation. Set the class variables:
+    in the docstring's "Attributes:" is their documentation. Those called `targets` and `exclude` are names of layers,
+    as `matches_name` reads them; the manager tells of one that fits no layer. Set the class variables:
 
         name: the registry's and the command line's name; the file's name with "-" for "_".
         needs: what the pass cannot do without.
@@ -90,10 +91,10 @@ def is_selected(name: str, targets: tuple[str, ...], exclude: tuple[str, ...]) -
 
 
 def matches_name(name: str, wanted: str) -> bool:
-    """Whether a layer's name matches a glob, or a regular expression after "re:" that must cover the whole name."""
+    """Whether a layer's name is the wanted one, or fits it as a glob, or all of it a regular expression after "re:"."""
     if wanted.startswith("re:"):
         return re.fullmatch(wanted[3:], name) is not None
-    return fnmatchcase(name, wanted)
+    return name == wanted or fnmatchcase(name, wanted)
 
 
 def check_patterns(pass_name: str, patterns: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_models import Chain, Shared, Weightless, graph_of
 
-from regraft.errors import UnknownNameError
+from regraft.errors import OptionError, UnknownNameError
 from regraft.passes import LowRank, explain_graph
 
 
@@ -41,6 +41,13 @@ def test_one_place_is_named_or_several_by_a_glob() -> None:
     graph = graph_of(Shared)
     assert [item.site for item in explain_graph(graph, LowRank(), "key").findings] == ["key"]
     assert [item.site for item in explain_graph(graph, LowRank(), "*e*y*").findings] == ["query", "key"]
+
+
+def test_places_are_named_by_the_same_patterns_as_targets() -> None:
+    graph = graph_of(Shared)
+    assert [item.site for item in explain_graph(graph, LowRank(), "re:(query|key)").findings] == ["query", "key"]
+    with pytest.raises(OptionError, match=r"^explain: 're:\(' is not a regular expression: "):
+        explain_graph(graph, LowRank(), "re:(")
 
 
 def test_a_place_that_is_not_there_is_refused_with_what_may_have_been_meant() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from regraft.passes._heads import HEAD_NAMES, head_reason
+from regraft.passes._heads import END_NAMES, HEAD_NAMES, head_reason
 from regraft.passes._pass import is_selected, matches_name
 
 QUERY = "encoder.layer.0.attention.self.query"
@@ -24,6 +24,7 @@ QUERY = "encoder.layer.0.attention.self.query"
         ("encoder", False),
         ("ENCODER.*", False),
         ("", False),
+        ("encoder.layer.[0].attention.self.query", True),
         (r"re:encoder\.layer\.\d+\..*", True),
         ("re:.*(query|key)", True),
         ("re:query", False),
@@ -62,6 +63,19 @@ def _site(name: str, *, feeds_output: bool = False) -> Any:
 def test_the_usual_names_of_heads_are_known_at_every_place(part: str) -> None:
     for name in (part, f"model.{part}", f"{part}.dense", f"model.{part}.dense", f"{part}#2"):
         assert head_reason(_site(name)) == f"it is a head ({part})"
+
+
+@pytest.mark.parametrize("part", sorted(END_NAMES))
+def test_names_that_parts_of_attention_have_too_are_heads_at_either_end_of_a_name_only(part: str) -> None:
+    for name in (part, f"model.{part}", f"{part}.0", f"{part}#2", f"vit.{part}#2"):
+        assert head_reason(_site(name)) == f"it is a head ({part})"
+    for name in (f"attn.{part}.0", f"blocks.0.{part}.query", f"encoder.{part}#2.proj"):
+        assert head_reason(_site(name)) == ""
+
+
+def test_a_name_with_brackets_is_its_own_pattern() -> None:
+    assert matches_name("layers[0].proj", "layers[0].proj")
+    assert not matches_name("layers0.proj", "layers[1].proj")
 
 
 def test_other_names_are_no_heads_although_they_contain_one() -> None:

@@ -17,7 +17,9 @@ app = typer.Typer(rich_markup_mode=None)
 def explain(
     model: ModelArgument,
     pass_spec: Annotated[str, typer.Argument(metavar="PASS", help="One pass: 'low-rank{keep=0.4}'.")],
-    site: Annotated[str | None, typer.Option("--site", metavar="NAME", help="One layer, or a glob.")] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", metavar="NAME", help="One layer, a glob or re: pattern.")
+    ] = None,
     inputs: InputsOption = None,
     as_json: JsonOption = False,
 ) -> None:

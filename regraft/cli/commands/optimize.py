@@ -58,7 +58,7 @@ def optimize(
     on_violation: Annotated[
         Literal["rollback", "raise", "warn"], typer.Option(help="When a check or the budget fails.")
     ] = "rollback",
-    strict: Annotated[bool, typer.Option(help="Fail when a pass finds nothing to rewrite.")] = True,
+    strict: Annotated[bool, typer.Option(help="Fail when a pass finds nothing, or a target fits no layer.")] = True,
     opset: Annotated[int | None, typer.Option(help="Version of the standard operators in the result.")] = None,
     functions: Annotated[
         Literal["keep", "inline"], typer.Option(help="Structured ops as functions, or as plain operators.")

@@ -32,6 +32,16 @@ class CapturedModule(fx.GraphModule):
         return twin
 
 
+def borrowed(module: nn.Module) -> nn.Module:
+    """Return a copy over the same memory: moved to another device or type, it leaves the module's own tensors alone."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        plain = tensor.detach()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(plain, tensor.requires_grad) if is_parameter else plain
+    return deepcopy(module, memo)
+
+
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """Return a copy with the same names; what nodes know of themselves (`meta`) is shared, entry by entry."""
     twin_graph = fx.Graph(tracer_cls=graph._tracer_cls)
