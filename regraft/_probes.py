@@ -11,13 +11,10 @@ from regraft.errors import InputError, OptionError
 from regraft.frontends.onnx import OnnxGraph, bind_inputs
 from regraft.frontends.torch import FxGraph, borrowed
 from regraft.graph import Graph
-from regraft.graph.types import Dim, TensorType, torch_dtype
+from regraft.graph.random_values import random_value
 from regraft.passes import Budget, ErrorGate, Gate, ScoreGate, SpeedGate, calibration_batch
 
 MOST_PROBES: Final = 8
-DEFAULT_EXTENTS: Final = (2, 8)
-"""Extents of dynamic dims in random inputs: of the first one (the batch), and of the others."""
-
 SPEED_ROUNDS: Final = 15
 
 
@@ -65,7 +62,7 @@ def random_inputs(graph: Graph, seed: int) -> dict[str, torch.Tensor] | None:
     extents: dict[str, int] = {}
     found: dict[str, torch.Tensor] = {}
     for value in graph.inputs():
-        drawn = _draw(value.type, extents, generator)
+        drawn = random_value(value.type, extents, generator)
         if drawn is None:
             return None
         found[value.name] = drawn
@@ -128,21 +125,3 @@ def _bound(executable: Any, inputs: Any) -> Any:
 
 def _native_backend(graph: Graph) -> str:
     return "torch" if graph.kind == "fx" else "onnxruntime"
-
-
-def _draw(kind: TensorType, extents: dict[str, int], generator: torch.Generator) -> torch.Tensor | None:
-    dtype = torch_dtype(kind.dtype or "")
-    if dtype is None or kind.shape is None:
-        return None
-    shape = [_extent(dim, extents) for dim in kind.shape]
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(dtype)
-
-
-def _extent(dim: Dim, extents: dict[str, int]) -> int:
-    if isinstance(dim, int):
-        return dim
-    # The first dynamic dim is the batch; torch may know the batch of a second input by another name ("batch_2").
-    is_batch = not extents or dim.startswith("batch")
-    return extents.setdefault(dim, DEFAULT_EXTENTS[0 if is_batch else 1])

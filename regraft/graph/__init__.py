@@ -1,5 +1,6 @@
 """The program being rewritten: protocols, matcher, sites, snapshots and cost."""
 
+from regraft.graph.attention import AttentionSite, find_attention_sites
 from regraft.graph.graph import Attributes, Graph, Inputs, Outputs, Replacement, StructuredOp, Tapped
 from regraft.graph.linear import find_linear_sites
 from regraft.graph.projection import Projection, find_projections
@@ -9,6 +10,7 @@ from regraft.graph.types import Dim, TensorType
 from regraft.graph.view import Attribute, Node, Value
 
 __all__ = [
+    "AttentionSite",
     "Attribute",
     "Attributes",
     "Dim",
@@ -28,6 +30,7 @@ __all__ = [
     "Tapped",
     "TensorType",
     "Value",
+    "find_attention_sites",
     "find_linear_sites",
     "find_projections",
     "snapshot_of",

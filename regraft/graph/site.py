@@ -34,6 +34,11 @@ class Site:
         """The places where it stands, in graph order: itself, and others that share its weights."""
         return (self,)
 
+    @property
+    def bytes(self) -> int:
+        """Size of the parameters that a rewrite replaces, in bytes."""
+        return 0
+
     def describe(self) -> str:
         """Return what stands there now, in a few characters, for the ledger."""
         return self.name

@@ -17,6 +17,7 @@ from regraft.passes._registry import (
     spelling,
 )
 from regraft.passes._statistics import SiteStatistics
+from regraft.passes.fuse_attention import FuseAttention
 from regraft.passes.llm_int8 import LLMInt8
 from regraft.passes.low_rank import LowRank
 from regraft.passes.monarch import Monarch
@@ -29,6 +30,7 @@ __all__ = [
     "ErrorGate",
     "Explanation",
     "Finding",
+    "FuseAttention",
     "Gate",
     "Instrument",
     "LLMInt8",

@@ -217,11 +217,12 @@ def model_error(original: Sequence[Outputs], rewritten: Sequence[Outputs]) -> fl
     for place in range(len(original[0]) if original else 0):
         pairs = [(before[place], after[place]) for before, after in zip(original, rewritten, strict=True)]
         if pairs[0][0].is_floating_point():
-            worst = max(worst, _relative_error(pairs))
+            worst = max(worst, error_of(pairs))
     return worst
 
 
-def _relative_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+def error_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Return ‖y - ŷ‖ / ‖y‖ over pairs of y and ŷ together; infinite for another shape, or for ŷ that is not finite."""
     difference = total = 0.0
     for before, after in pairs:
         if before.shape != after.shape:

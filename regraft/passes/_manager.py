@@ -30,10 +30,11 @@ from regraft.graph.graph import Outputs
 from regraft.ledger import Ledger, PassRecord
 from regraft.passes._budget import Gate
 from regraft.passes._build import build_sites
-from regraft.passes._check import Question, check_sites, model_error, violation_of, worst
+from regraft.passes._check import Question, SiteCheck, check_sites, model_error, violation_of, worst
 from regraft.passes._instruments import Instrument
 from regraft.passes._order import order_passes
 from regraft.passes._pass import Reject
+from regraft.passes._regions import Region, check_regions
 from regraft.passes._registry import AnyPass, spelling
 from regraft.passes._run import Candidate, PassRun
 from regraft.passes._statistics import SiteStatistics, collect
@@ -135,7 +136,7 @@ class _Manager:
         sites, run.misses = run.item.find(run.before)
         run.order = {site.name: place for place, site in enumerate(sites)}
         self._tell_idle_patterns(run, sites)
-        wanted: list[LinearSite] = []
+        wanted: list[Site] = []
         for site in sites:
             refused = run.item.refuse(site)
             if refused is None:
@@ -160,7 +161,7 @@ class _Manager:
             raise NoMatchError(f"{run.item.name}: {idle[0]}", hint=hint)
         run.notes.extend(idle)
 
-    def _statistics(self, run: PassRun, wanted: Sequence[LinearSite]) -> dict[tuple[str, ...], SiteStatistics]:
+    def _statistics(self, run: PassRun, wanted: Sequence[Site]) -> dict[tuple[str, ...], SiteStatistics]:
         batches = self.settings.calibration
         if batches is None and run.item.needs == "calibration":
             raise InputError(f"{run.item.name} needs calibration inputs; pass calibration=batches")
@@ -171,7 +172,7 @@ class _Manager:
         self.settings.report(stage, 0, total)
         return collect(
             run.before,
-            wanted,
+            [site for site in wanted if isinstance(site, LinearSite)],
             batches,
             seed=self.settings.seed,
             advance=lambda done: self.settings.report(stage, done, total),
@@ -205,18 +206,32 @@ class _Manager:
         return self._build(run, run.standing) if run.standing else run.before
 
     def _check(self, run: PassRun, graph: Graph) -> None:
-        standing = run.standing
-        questions = [Question(call, item.plan, run.sample(item.site)) for item in standing for call in item.site.calls]
-        stage, total = f"{run.item.name}: check", len(questions)
-        answers = iter(
-            check_sites(graph, questions, self.settings.seed, lambda done: self.settings.report(stage, done, total))
-        )
-        for candidate in standing:
-            checks = list(islice(answers, len(candidate.site.calls)))
+        for candidate, checks in (*self._check_layers(run, graph), *self._check_regions(run, graph)):
             candidate.check = worst(checks)
             if not candidate.check.holds:
                 what = violation_of(checks)
                 candidate.lost = self._violated(VerificationError, run, what, candidate.site.name)
+
+    def _check_layers(self, run: PassRun, graph: Graph) -> list[tuple[Candidate, list[SiteCheck]]]:
+        layers = [(item, item.site) for item in run.standing if isinstance(item.site, LinearSite)]
+        questions = [Question(call, item.plan, run.sample(site)) for item, site in layers for call in site.calls]
+        stage, total = f"{run.item.name}: check", len(questions)
+        answers = iter(
+            check_sites(graph, questions, self.settings.seed, lambda done: self.settings.report(stage, done, total))
+        )
+        return [(item, list(islice(answers, len(site.calls)))) for item, site in layers]
+
+    def _check_regions(self, run: PassRun, graph: Graph) -> list[tuple[Candidate, list[SiteCheck]]]:
+        wider = [item for item in run.standing if not isinstance(item.site, LinearSite)]
+        checks = check_regions(
+            run.before,
+            graph,
+            [Region(item.site, item.plan) for item in wider],
+            self.settings.probes,
+            calibrated=self.settings.calibration is not None,
+            seed=self.settings.seed,
+        )
+        return [(item, [check]) for item, check in zip(wider, checks, strict=True)]
 
     def _violated(
         self,

@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import Tensor
 
-from regraft.graph import Graph, LinearSite, NearMiss, Node
+from regraft.graph import Graph, LinearSite, NearMiss, Node, Site
 from regraft.ledger import Call, Entry
 from regraft.passes._check import SiteCheck
 from regraft.passes._pass import Plan
@@ -25,7 +25,7 @@ class Candidate:
         lost: why it was taken back, or "".
     """
 
-    site: LinearSite
+    site: Site
     plan: Plan
     check: SiteCheck | None = None
     lost: str = ""
@@ -54,7 +54,7 @@ class PassRun:
     before: Graph
     statistics: dict[tuple[str, ...], SiteStatistics] = field(default_factory=dict[tuple[str, ...], SiteStatistics])
     candidates: list[Candidate] = field(default_factory=list[Candidate])
-    rejected: list[tuple[LinearSite, str]] = field(default_factory=list[tuple[LinearSite, str]])
+    rejected: list[tuple[Site, str]] = field(default_factory=list[tuple[Site, str]])
     misses: list[NearMiss] = field(default_factory=list[NearMiss])
     order: dict[str, int] = field(default_factory=dict[str, int])
     notes: list[str] = field(default_factory=list[str])
@@ -64,11 +64,11 @@ class PassRun:
         """Candidates that were not taken back."""
         return [candidate for candidate in self.candidates if not candidate.lost]
 
-    def of(self, site: LinearSite) -> SiteStatistics | None:
+    def of(self, site: Site) -> SiteStatistics | None:
         """Return the statistics of a site's input, if there are any."""
-        return self.statistics.get(site.inputs)
+        return self.statistics.get(site.inputs) if isinstance(site, LinearSite) else None
 
-    def sample(self, site: LinearSite) -> Tensor | None:
+    def sample(self, site: Site) -> Tensor | None:
         """Return calibration rows of a site's input, if there are any."""
         statistics = self.of(site)
         return None if statistics is None else statistics.sample
@@ -112,7 +112,7 @@ def _entry(run: PassRun, candidate: Candidate) -> Entry:
         op=plan.op,
         removed=tuple(site.nodes),
         output=site.output,
-        other_calls=tuple(Call(call.output, tuple(call.nodes)) for call in site.others),
+        other_calls=tuple(Call(call.output, tuple(call.nodes)) for call in site.calls[1:]),
         pass_place=run.place,
     )
 

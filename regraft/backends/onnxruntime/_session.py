@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import onnxruntime as ort
 from torch import Tensor
 
 from regraft.backends._signature import call_inputs, inputs_of, outputs_of
 from regraft.backends.onnxruntime._export import as_onnx
+from regraft.backends.onnxruntime._spelling import for_this_runtime
 from regraft.errors import BackendError
 from regraft.frontends.onnx import Session, SessionSettings, bind_inputs, light_proto, open_session
+from regraft.frontends.onnx._tensors import to_numpy
 from regraft.graph import Graph
 from regraft.graph.snapshot import SnapshotValue
 
@@ -40,11 +41,16 @@ class OnnxRuntimeExecutable:
         feeds = bind_inputs(self.declared, call_inputs([value.name for value in self.inputs], args, kwargs))
         results = self.session.run([value.name for value in self.outputs], feeds)
         as_torch = any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
-        return tuple(results) if as_torch else tuple(np.asarray(item) for item in results)
+        return tuple(results) if as_torch else tuple(map(to_numpy, results))
 
 
 def compile(
-    graph: Graph, target: str, *, threads: int = 0, entries: Mapping[str, str] = QUIET_THREADS
+    graph: Graph,
+    target: str,
+    *,
+    threads: int = 0,
+    entries: Mapping[str, str] = QUIET_THREADS,
+    fuse_attention: bool = True,
 ) -> OnnxRuntimeExecutable:
     """Return an executable for any graph; one from PyTorch is translated first.
 
@@ -53,12 +59,13 @@ def compile(
         target: "cpu" or "cuda".
         threads: threads within an operator; 0 uses every core.
         entries: ONNX Runtime session configuration entries.
+        fuse_attention: whether attention is run by ONNX Runtime's own operator for it, wherever it is recognized.
 
     Raises:
         BackendError: when the target's provider is not installed, or ONNX Runtime refuses the model.
     """
     settings = SessionSettings(providers_for(target), threads, entries)
-    native = as_onnx(graph)
+    native = for_this_runtime(as_onnx(graph)) if fuse_attention else as_onnx(graph)
     proto, lent = light_proto(native.model)
     session = open_session(proto, lent, native.name, settings)
     return OnnxRuntimeExecutable(session, target, inputs_of(native), outputs_of(native), native.model.graph.inputs)

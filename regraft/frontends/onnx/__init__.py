@@ -1,6 +1,8 @@
 """ONNX graphs: loading, views, rewriting, saving."""
 
-from regraft.frontends.onnx._canonical import DOMAIN
+from regraft.frontends.onnx._attention import AttentionBuilder
+from regraft.frontends.onnx._builder import Sym
+from regraft.frontends.onnx._canonical import DOMAIN, structured_op
 from regraft.frontends.onnx._functions import VERSION, function_for, single_node_model, weight_value
 from regraft.frontends.onnx._graph import OnnxGraph
 from regraft.frontends.onnx._load import load
@@ -12,9 +14,11 @@ from regraft.frontends.onnx._tensors import dtype_label, to_torch
 __all__ = [
     "DOMAIN",
     "VERSION",
+    "AttentionBuilder",
     "OnnxGraph",
     "Session",
     "SessionSettings",
+    "Sym",
     "bind_inputs",
     "dtype_label",
     "function_for",
@@ -23,6 +27,7 @@ __all__ = [
     "open_session",
     "save",
     "single_node_model",
+    "structured_op",
     "to_torch",
     "weight_value",
 ]

@@ -72,17 +72,17 @@ class AttentionBuilder(OnnxBuilder):
                 for x, count in ((q, heads), (k, kv_heads), (v, kv_heads))
             )
         if heads != kv_heads:
-            k, v = self.repeat_heads(k, heads, kv_heads), self.repeat_heads(v, heads, kv_heads)
+            k, v = self._repeat_heads(k, heads, kv_heads), self._repeat_heads(v, heads, kv_heads)
         scaled = q if scale == 1.0 else self.mul(q, self.scalar(scale, q))
         scores = self.matmul(scaled, self.permute(k, (0, 1, 3, 2)))
         y = self.matmul(self.softmax(scores if offset is None else self.add(scores, offset), -1), v)
-        return self.merge_heads(y) if split else y
+        return self._merge_heads(y) if split else y
 
-    def merge_heads(self, y: Sym) -> Sym:
+    def _merge_heads(self, y: Sym) -> Sym:
         """[batch, heads, rows, n] to [batch, rows, heads · n]."""
         return self.reshape(self.permute(y, (0, 2, 1, 3)), (0, 0, -1))
 
-    def repeat_heads(self, x: Sym, heads: int, kv_heads: int) -> Sym:
+    def _repeat_heads(self, x: Sym, heads: int, kv_heads: int) -> Sym:
         """[batch, kv_heads, keys, n] to [batch, heads, keys, n], each head as often as queries read it."""
         times = self._integers([1, 1, heads // kv_heads, 1, 1])
         apart = self._node("Unsqueeze", [self._plain(x), self._integers([2])])
