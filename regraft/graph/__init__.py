@@ -3,6 +3,7 @@
 from regraft.graph.attention import AttentionSite, find_attention_sites
 from regraft.graph.graph import Attributes, Graph, Inputs, Outputs, Replacement, StructuredOp, Tapped
 from regraft.graph.linear import find_linear_sites
+from regraft.graph.mlp import MlpSite, find_mlp_sites
 from regraft.graph.projection import Projection, find_projections
 from regraft.graph.site import LinearSite, NearMiss, Site
 from regraft.graph.snapshot import Snapshot, SnapshotNode, SnapshotValue, snapshot_of
@@ -17,6 +18,7 @@ __all__ = [
     "Graph",
     "Inputs",
     "LinearSite",
+    "MlpSite",
     "NearMiss",
     "Node",
     "Outputs",
@@ -32,6 +34,7 @@ __all__ = [
     "Value",
     "find_attention_sites",
     "find_linear_sites",
+    "find_mlp_sites",
     "find_projections",
     "snapshot_of",
 ]

@@ -173,6 +173,14 @@ def _with_a_bias(s: Speller) -> Value:
     return s("gelu", s.x, s.graph.weight("bias", 4))
 
 
+def _another_function(s: Speller) -> Value:
+    return s("elu", s.x)
+
+
+def _nothing(s: Speller) -> Value:
+    return s.x
+
+
 def _quick_by_name(s: Speller) -> Value:
     return s("com.microsoft.quick_gelu", s.x)
 
@@ -190,8 +198,8 @@ def _quick_by_name(s: Speller) -> Value:
         _square,
         _with_a_bias,
         _quick_by_name,
-        lambda s: s("elu", s.x),
-        lambda s: s.x,
+        _another_function,
+        _nothing,
     ],
 )
 def test_what_only_looks_like_one_is_none(spelling: Callable[[Speller], Value], style: str) -> None:

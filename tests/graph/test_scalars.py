@@ -1,10 +1,12 @@
 """Numbers in a graph, as torch and as ONNX hold them."""
 
+from typing import Any
+
 import pytest
 import torch
 from fake_graph import FakeGraph
 
-from regraft.graph import Attribute, Value
+from regraft.graph import Value
 from regraft.graph.scalars import scalar_of, scalar_operand
 
 
@@ -32,7 +34,7 @@ def test_a_constant_of_more_elements_and_what_is_computed_are_no_numbers() -> No
         ("add", {"other": 3, "alpha": 2}, 6.0),
     ],
 )
-def test_torch_holds_a_number_as_an_attribute(op: str, attributes: dict[str, Attribute], number: float) -> None:
+def test_torch_holds_a_number_as_an_attribute(op: str, attributes: dict[str, Any], number: float) -> None:
     g = FakeGraph()
     x = _x(g)
     node = g.node(op, x, **attributes).producer

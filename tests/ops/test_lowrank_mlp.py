@@ -34,9 +34,7 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1])
 
 
-def factors(
-    width: int = 20, hidden: int = HIDDEN, ranks: tuple[int, int] = (5, 6), **extra: Tensor
-) -> dict[str, Tensor]:
+def factors(width: int = 20, hidden: int = HIDDEN, ranks: tuple[int, int] = (5, 6)) -> dict[str, Tensor]:
     first, second = ranks
     return {
         "in_up": normal(hidden, first, seed=1),
@@ -45,8 +43,11 @@ def factors(
         "out_up": normal(width, second, seed=4),
         "in_bias": normal(hidden, seed=5),
         "out_bias": normal(width, seed=6),
-        **extra,
     }
+
+
+def layer(**extra: Tensor) -> dict[str, Tensor]:
+    return {**factors(), **extra}
 
 
 def gates(width: int = 20, hidden: int = HIDDEN, rank: int = 7) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ def test_factors_of_full_rank_are_the_dense_layer() -> None:
 
 @pytest.mark.parametrize("name", ["x", "residual"])
 def test_its_operands_stay_as_they_were(name: str) -> None:
-    tensors = factors(x=normal(3, 20, seed=1), residual=normal(3, 20, seed=2))
+    tensors = layer(x=normal(3, 20, seed=1), residual=normal(3, 20, seed=2))
     before = tensors[name].clone()
     with torch.no_grad():
         evaluate(OP, tensors, {"activation": "relu", "blocks": 3})
@@ -111,18 +112,22 @@ def test_its_operands_stay_as_they_were(name: str) -> None:
 
 
 def test_no_rows_give_no_rows() -> None:
-    found = evaluate(OP, factors(x=torch.zeros(0, 3, 20, dtype=torch.float64)), {"activation": "gelu", "blocks": 3})
+    found = evaluate(OP, layer(x=torch.zeros(0, 3, 20, dtype=torch.float64)), {"activation": "gelu", "blocks": 3})
     assert found.shape == (0, 3, 20)
 
 
 def test_it_runs_under_autocast_and_under_vmap() -> None:
-    tensors = {name: tensor.float() for name, tensor in factors(x=normal(3, 20, seed=1)).items()}
+    tensors = {name: tensor.float() for name, tensor in layer(x=normal(3, 20, seed=1)).items()}
     attributes = {"activation": "gelu", "blocks": 3}
     wanted = evaluate(OP, tensors, attributes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = evaluate(OP, tensors, attributes)
     torch.testing.assert_close(found.float(), wanted, rtol=5e-2, atol=5e-2)
-    rows = torch.func.vmap(lambda x: evaluate(OP, {**tensors, "x": x[None]}, attributes)[0])(tensors["x"])
+
+    def of_one_row(x: Tensor) -> Tensor:
+        return evaluate(OP, {**tensors, "x": x[None]}, attributes)[0]
+
+    rows = torch.func.vmap(of_one_row)(tensors["x"])
     torch.testing.assert_close(rows, wanted)
 
 
@@ -163,7 +168,7 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("gated", [False, True])
 def test_torch_makes_nothing_of_the_hidden_width_and_frees_each_block(gated: bool) -> None:
     rows, width, blocks = 64, 20, 8
-    tensors = factors(x=normal(rows, width, seed=1), **(gates() if gated else {}))
+    tensors = layer(x=normal(rows, width, seed=1), **(gates() if gated else {}))
     with torch.no_grad(), Allocations(tensors.values()) as made:
         y = evaluate(OP, tensors, {"activation": "gelu", "blocks": blocks})
     assert y.shape == (rows, width)
@@ -175,7 +180,7 @@ def test_torch_makes_nothing_of_the_hidden_width_and_frees_each_block(gated: boo
 
 
 def test_torch_holds_as_little_of_a_residual_layer_as_of_a_plain_one() -> None:
-    tensors = factors(x=normal(64, 20, seed=1), residual=normal(64, 20, seed=2))
+    tensors = layer(x=normal(64, 20, seed=1), residual=normal(64, 20, seed=2))
     with torch.no_grad(), Allocations(tensors.values()) as made:
         evaluate(OP, tensors, {"activation": "gelu", "blocks": 8})
     assert made.peak <= 64 * (5 + 6 + 2 * HIDDEN // 8) * 8
@@ -184,7 +189,7 @@ def test_torch_holds_as_little_of_a_residual_layer_as_of_a_plain_one() -> None:
 def called(opset: int, *, gated: bool = False, bias: bool = True) -> ir.Model:
     """A model that calls the function, over four blocks."""
     tensors = {"x": normal(2, 3, 20, seed=1).float()}
-    tensors |= {name: tensor.float() for name, tensor in factors(**(gates() if gated else {})).items()}
+    tensors |= {name: tensor.float() for name, tensor in layer(**(gates() if gated else {})).items()}
     if not bias:
         tensors = {name: tensor for name, tensor in tensors.items() if "bias" not in name}
     return single_node_model(OP, tensors, {"activation": "gelu", "blocks": 4}, opset, (0, 1))
@@ -237,7 +242,7 @@ def test_onnx_runtime_fuses_the_activation_and_keeps_the_order(tmp_path: Path) -
 
 
 def types(**changed: tuple[int, ...] | None) -> dict[str, TensorType]:
-    known = {name: type_of(tensor.float()) for name, tensor in factors(x=normal(3, 20, seed=1)).items()}
+    known = {name: type_of(tensor.float()) for name, tensor in layer(x=normal(3, 20, seed=1)).items()}
     known |= {name: TensorType("float32", shape) for name, shape in changed.items() if shape is not None}
     return {name: type_ for name, type_ in known.items() if changed.get(name, ()) is not None}
 
