@@ -17,6 +17,7 @@ from regraft.frontends.onnx._files import PendingFiles
 from regraft.frontends.onnx._graph import OnnxGraph
 from regraft.frontends.onnx._opset import default_opset
 from regraft.frontends.onnx._session import embed_external
+from regraft.frontends.onnx._settle import settle_types
 
 EXTERNAL_ABOVE: Final = 2**31 - 2**27
 """Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GB, with all that is in it."""
@@ -107,6 +108,7 @@ def _inline_all(model: ir.Model, name: str) -> None:
         InlinePass()(model)
     except (ValueError, ir.passes.PreconditionError) as error:
         raise ExportError(f"{name}: functions cannot be inlined: {error}") from error
+    settle_types(model)
     if not any(node.domain == DOMAIN for node in model.graph.all_nodes()):
         model.opset_imports.pop(DOMAIN, None)
 
