@@ -60,6 +60,13 @@ class MonarchSite(LinearSite):
         return max(self.partition.width, self.partition.in_blocks * self.block_rank)
 
     @property
+    def macs_a_value(self) -> float:
+        """Multiply-adds of a row for each value that is read, written and read in between, or returned."""
+        cut = self.partition
+        between = cut.in_blocks * cut.out_blocks * self.block_rank
+        return cut.parameters(self.block_rank) / (cut.in_features + 2 * between + cut.out_features)
+
+    @property
     def attributes(self) -> dict[str, int | float]:
         """What the blocks are, as the attributes of an op."""
         return monarch_linear.layer_attributes(self.partition, self.block_rank)
@@ -89,7 +96,7 @@ def _site(graph: Graph, node: Node) -> MonarchSite | NearMiss:
         return NearMiss(name, "an operand of its blocks is missing")
     computed = [value.name for value in (right, left, bias) if value is not None and value.role != "constant"]
     if computed:
-        return NearMiss(name, f"{computed[0]} is not a constant")
+        return NearMiss(name, f"its operand {computed[0]} is computed, a constant is needed")
     attributes = {key: int(value) for key, value in node.attributes.items() if isinstance(value, int)}
     cut = monarch_linear.partition_of(attributes)
     return MonarchSite(
