@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from regraft._provenance import LEDGER_KEY, RECIPE_KEY, runs_of
 from regraft.diff import GraphDiff
 from regraft.diff import diff as diff_snapshots
 from regraft.errors import ModelFileError, OptionError
-from regraft.frontends.onnx import OnnxGraph
 from regraft.ledger import Ledger
 from regraft.models import to_graph
 from regraft.passes import Explanation, PassLike, explain_graph, resolve_passes
-from regraft.result import LEDGER_KEY, Optimized
+from regraft.result import Optimized
 
 
 def load(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = "auto") -> Optimized:
@@ -26,10 +26,10 @@ def load(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = "auto"
         ModelNotFoundError, ModelFileError, CaptureError: when there is no such model, or it cannot be read.
     """
     graph = to_graph(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    metadata = dict(graph.model.metadata_props) if isinstance(graph, OnnxGraph) else {}
-    provenance = {key: value for key, value in metadata.items() if key.startswith("regraft.") and key != LEDGER_KEY}
-    recipe = tuple(part for part in provenance.get("regraft.recipe", "").split("\n") if part)
-    return Optimized(graph, None, _ledger_in(metadata, graph.name), recipe, provenance)
+    *earlier, last = runs_of(graph) or ({},)
+    provenance = {key: text for key, text in last.items() if key != LEDGER_KEY}
+    recipe = tuple(part for part in provenance.get(RECIPE_KEY, "").split("\n") if part)
+    return Optimized(graph, None, _ledger_in(last, graph.name), recipe, provenance, tuple(earlier))
 
 
 def _ledger_in(metadata: Mapping[str, str], name: str) -> Ledger:

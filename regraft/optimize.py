@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regraft._probes import gates_for, probes_for, remarks_on
 from regraft._progress import Progress, reporter
-from regraft._provenance import provenance
+from regraft._provenance import provenance, runs_of
 from regraft.errors import OptionError
 from regraft.models import to_graph
 from regraft.passes import (
@@ -46,7 +46,8 @@ def optimize(
 
     Args:
         model: an nn.Module, a torch ExportedProgram or GraphModule, an onnx.ModelProto, an onnx_ir.Model, or the path
-            of an .onnx file. It is not changed; weights that are not rewritten are shared with it.
+            of an .onnx file; or the result of a run before, whose recipe and ledger the new one carries on, as it does
+            those of a file. It is not changed; weights that are not rewritten are shared with it.
         passes: what to do: instances (`LowRank(keep=0.5)`), spellings (`"low-rank{keep=0.5},..."`) or the path of a
             recipe (.yaml).
         example_inputs: for PyTorch models: a tensor, a tuple of positional or a mapping of keyword arguments. For ONNX
@@ -91,7 +92,8 @@ def optimize(
         rewritten, ledger = run_passes(graph, resolved, settings)
         ledger.notes = remarks_on(graph, probes)
         recipe = tuple(spelling(item) for item in resolved)
-        return Optimized(rewritten, graph, ledger, recipe, provenance(graph, recipe, seed))
+        earlier = model.runs if isinstance(model, Optimized) else runs_of(graph)
+        return Optimized(rewritten, graph, ledger, recipe, provenance(graph, recipe, seed), earlier)
 
 
 def _batches(calibration: Any) -> Iterable[Any] | None:

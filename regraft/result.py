@@ -6,23 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from regraft._provenance import LEDGER_KEY, Run, metadata_of
 from regraft.backends import Executable, compile_graph
 from regraft.backends._signature import call_inputs
 from regraft.backends.onnxruntime import export_graph
 from regraft.diff import GraphDiff, diff
 from regraft.errors import OptionError
 from regraft.frontends.onnx import OnnxGraph
+from regraft.frontends.onnx._tensors import to_numpy
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.ledger import Ledger
-
-LEDGER_KEY: Final = "regraft.ledger"
 
 
 @dataclass(eq=False)
@@ -35,6 +34,7 @@ class Optimized:
         ledger: what was done, site by site, and what was refused and why; prints as a table.
         recipe: the passes as the command line spells them.
         provenance: what goes into an exported file's metadata: recipe, seed, versions, hash of the source.
+        earlier: the runs that made the model that was optimized here, oldest first, each as a file's metadata tells it.
     """
 
     graph: Graph
@@ -42,6 +42,7 @@ class Optimized:
     ledger: Ledger
     recipe: tuple[str, ...]
     provenance: Mapping[str, str] = field(default_factory=dict[str, str])
+    earlier: tuple[Run, ...] = ()
 
     @property
     def model(self) -> Any:
@@ -77,7 +78,7 @@ class Optimized:
             bound_args, bound_kwargs = self.graph.bind(call_inputs(self.graph.parameter_names, args, kwargs))
             return self.graph.module(*bound_args, **bound_kwargs)
         outputs, _ = self.graph.run(call_inputs([value.name for value in self.graph.inputs()], args, kwargs))
-        return outputs if _any_tensor((*args, *kwargs.values())) else tuple(np.asarray(item) for item in outputs)
+        return outputs if _any_tensor((*args, *kwargs.values())) else tuple(map(to_numpy, outputs))
 
     def export(
         self,
@@ -115,9 +116,21 @@ class Optimized:
         return compile_graph(self.graph, backend, target, **options)
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs that made this model, oldest first; one that changed nothing, or took all back, is none."""
+        changed = bool(self.provenance) if self.original is None else self.graph is not self.original
+        if not changed:
+            return self.earlier
+        ledger = json.dumps(self.ledger.without_times().to_dict(), sort_keys=True)
+        return (*self.earlier, {**self.provenance, LEDGER_KEY: ledger})
+
+    @property
     def metadata(self) -> dict[str, str]:
-        """What an exported file says of its making, as text by key; the same for the same run at another time."""
-        return {**self.provenance, LEDGER_KEY: json.dumps(self.ledger.without_times().to_dict(), sort_keys=True)}
+        """What an exported file says of its making, as text by key; the same for the same runs at another time.
+
+        These are the keys of the last run, and "regraft.earlier_runs" when there were others: JSON, oldest first.
+        """
+        return metadata_of(self.runs)
 
 
 def _any_tensor(values: Sequence[Any]) -> bool:

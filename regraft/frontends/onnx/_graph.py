@@ -18,7 +18,7 @@ from regraft.frontends.onnx._inline import inline_functions
 from regraft.frontends.onnx._opset import default_opset
 from regraft.frontends.onnx._replace import MadeFunctions, SmallConstants, Surgeon
 from regraft.frontends.onnx._run import Runner
-from regraft.frontends.onnx._tensors import to_torch, value_type
+from regraft.frontends.onnx._tensors import raw_bytes, to_torch, value_type
 from regraft.frontends.onnx._views import Views, constant_of
 from regraft.graph.graph import Attributes, Inputs, Outputs, Replacement, StructuredOp, Tapped
 from regraft.graph.snapshot import Snapshot, snapshot_of
@@ -108,6 +108,11 @@ class OnnxGraph:
         """
         tensor = constant_of(self._native(value.key))
         return None if tensor is None else to_torch(tensor)
+
+    def constant_bytes(self, value: Value) -> bytes:
+        """Return a constant's content as a file holds it, also of an element type that torch has not; else nothing."""
+        tensor = constant_of(self._native(value.key))
+        return b"" if tensor is None else raw_bytes(tensor)
 
     def replace(
         self,

@@ -84,6 +84,19 @@ def to_torch(tensor: ir.TensorProtocol) -> torch.Tensor | None:
     return _from_numpy(array)
 
 
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as an array of the same memory; of types that numpy lacks (bfloat16) as onnx gives them."""
+    return TorchTensor(tensor.detach().cpu().contiguous()).numpy()
+
+
+def raw_bytes(tensor: ir.TensorProtocol) -> bytes:
+    """Return the content as a file holds it, whatever the element type; texts each with their length before them."""
+    if isinstance(tensor, ir.StringTensor):
+        texts = [bytes(text) for text in tensor.string_data()]
+        return b"".join(len(text).to_bytes(8, "little") + text for text in texts)
+    return tensor.tobytes()
+
+
 class _Writable:
     """A read-only array presented as a writable one, so that torch takes its memory; keeps the array alive."""
 
