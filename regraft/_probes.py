@@ -57,11 +57,16 @@ def remarks_on(graph: Graph, probes: Sequence[Any]) -> list[str]:
 
 
 def random_inputs(graph: Graph, seed: int) -> dict[str, torch.Tensor] | None:
-    """Return inputs by name: normal numbers, and zeros and ones for integers; None when a type is unknown."""
+    """Return inputs by name: normal numbers, and zeros and ones for integers; None when a type is unknown.
+
+    Those that have a content in the file keep it.
+    """
     generator = torch.Generator().manual_seed(seed)
     extents: dict[str, int] = {}
     found: dict[str, torch.Tensor] = {}
     for value in graph.inputs():
+        if value.has_default:
+            continue
         drawn = random_value(value.type, extents, generator)
         if drawn is None:
             return None

@@ -156,6 +156,9 @@ def _why_not_constant(found: _Found) -> str:
     weight = source(found.weight)[0]
     if source(found.x)[0].role == "constant":
         return "the constant is its left operand; a layer's weight is the right one"
+    if weight.has_default:
+        remedy = "python -m onnxruntime.tools.remove_initializer_from_input makes it a constant"
+        return f"its weight {weight.name} is also an input of the graph, which callers may override; {remedy}"
     if weight.role == "input":
         return f"its weight {weight.name} is an input of the graph"
     return f"neither operand is a constant (the right one is {weight.key})"

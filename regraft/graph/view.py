@@ -24,6 +24,7 @@ class Value:
         users: nodes that read it, in graph order; a node that reads it twice stands here once.
         is_output: whether the graph (or the subgraph it belongs to) returns it.
         nested: whether it lives in a nested body (If, Loop, Scan), where it cannot be tapped.
+        has_default: whether it is an input for which the file has a content that a caller may override.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Value:
     users: "list[Node]" = field(default_factory=list["Node"])
     is_output: bool = False
     nested: bool = False
+    has_default: bool = False
 
     def __repr__(self) -> str:
         return f"Value({self.key}: {self.type})"

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.serde import SerdeError
 
 from regraft.errors import ModelFileError, ModelTypeError
+from regraft.frontends.onnx._defaults import settle_defaults
 from regraft.frontends.onnx._external import settle_external, stored_tensors
 from regraft.frontends.onnx._graph import OnnxGraph
 from regraft.frontends.onnx._infer import infer_types
@@ -98,12 +99,9 @@ def _graph(model: ir.Model, name: str, path: Path | None, notes: list[str]) -> O
     check_operands(model, default_opset(model), name)
     if sort_nodes(model, name):
         notes.append("nodes were not in topological order; sorted")
+    notes.extend(settle_defaults(model))
     opened, remarks = inline_products(model)
     notes.extend(remarks)
-    defaults = [str(value.name) for value in model.graph.inputs if value.is_initializer()]
-    if defaults:
-        listed = ", ".join(defaults[:3]) + (", ..." if len(defaults) > 3 else "")
-        notes.append(f"{len(defaults)} weights are inputs with a default, and so no constants: {listed}")
     return OnnxGraph(model, name=name, path=path, notes=notes, inferred=infer_types(model), opened=opened)
 
 

@@ -39,6 +39,7 @@ class LazyValue(Value):
         self.role = role
         self.is_output = native.is_graph_output()
         self.nested = views.index.is_nested(native.graph)
+        self.has_default = native.is_initializer() and native.is_graph_input()
         self._views = views
         self._native = native
 

@@ -271,7 +271,8 @@ def test_a_weight_that_a_caller_may_override_is_no_constant_and_noted() -> None:
     graph = load(model)
     assert graph.value("w0").role == "input"
     assert graph.constant(graph.value("w0")) is None
-    assert graph.notes == ("1 weights are inputs with a default, and so no constants: w0",)
+    remedy = "python -m onnxruntime.tools.remove_initializer_from_input makes them constants"
+    assert graph.notes == (f"1 weights are inputs with a default, and so no constants: w0; {remedy}",)
     (by_default,), _ = graph.run(torch.ones(2, 6))
     (by_hand,), _ = graph.run({"x": torch.ones(2, 6), "w0": torch.zeros(6, 4)})
     assert not torch.equal(by_default, by_hand)
