@@ -1,11 +1,12 @@
 """Monarch layers against dense and low-rank ones of as many parameters, in ONNX Runtime and in PyTorch.
 
-    python benchmarks/bench_monarch.py [--rounds 30] [--threads 2] [--skip layers|members|spellings ...]
+    python benchmarks/bench_monarch.py [--rounds 30] [--threads 2] [--skip layers|quantized|members|spellings ...]
 
 One process; within a table row everything runs in turn. Numbers are the median over the rounds of a layer's time
 divided by the dense layer's in the same round: below 1 is faster.
 
 layers      single layers of several shapes and row counts, at 50 % and 25 % of the dense parameters
+quantized   what a later llm-int8 or shift-add makes of the blocks, and what llm-int8 makes of the dense layer
 members     a weight that is of the class (a Fourier transform, real and imaginary part), which stays exact
 spellings   how the op is written out: the one that `regraft.ops.monarch_linear` has, and those that it does not have
 """
@@ -26,7 +27,7 @@ from regraft.numerics.monarch import project
 from regraft.numerics.partition import Partition
 from regraft.ops import Builder, Op, evaluate
 from regraft.ops.monarch_linear import layer_attributes, op
-from regraft.passes import LowRank, Monarch
+from regraft.passes import LLMInt8, LowRank, Monarch, ShiftAdd
 
 LAYERS = (
     (1, 1024, 1024),
@@ -41,6 +42,8 @@ LAYERS = (
 
 COUNTS = (4, 8, 16)
 Runs = dict[str, Callable[[], Any]]
+Passes = dict[str, tuple[Any, ...]]
+"""Passes one after the other, by what they are called in a table."""
 
 
 def main() -> None:
@@ -48,11 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="measured rounds (30)")
     parser.add_argument("--threads", type=int, default=2, help="threads within an operator (2)")
-    parser.add_argument("--skip", nargs="*", default=[], choices=("layers", "members", "spellings"))
+    parser.add_argument("--skip", nargs="*", default=[], choices=tuple(TABLES))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    for name, table in (("layers", layers), ("members", members), ("spellings", spellings)):
+    for name, table in TABLES.items():
         if name not in options.skip:
             table(options.rounds, options.threads)
 
@@ -66,14 +69,33 @@ def layers(rounds: int, threads: int) -> None:
     for keep in (0.5, 0.25):
         for rows, fan_in, fan_out in LAYERS:
             x = torch.randn(rows, fan_in)
-            passes = {"low-rank": LowRank(keep=keep)}
+            passes: Passes = {"low-rank": (LowRank(keep=keep),)}
             passes |= {
-                f"monarch {count}": Monarch(blocks=count, keep=keep, order="contiguous", slower=True)
+                f"monarch {count}": (Monarch(blocks=count, keep=keep, order="contiguous", slower=True),)
                 for count in COUNTS
             }
             dense = nn.Linear(fan_in, fan_out)
             kinds = [timed(rewritten(dense, passes, x, kind, threads), rounds) for kind in ("onnxruntime", "torch")]
             show(f"{rows} x {fan_in} x {fan_out}, {keep:.0%}", names, kinds)
+
+
+def quantized(rounds: int, threads: int) -> None:
+    """Blocks in 8 bits or as powers of two, beside blocks in floating point, at 50 %."""
+    int8 = {name: LLMInt8(outliers="none", activations=name, small=True) for name in ("row", "tensor")}
+    shift = ShiftAdd(terms=2, activations="tensor", small=True)
+    later = {"int8 row": (int8["row"],), "int8 tensor": (int8["tensor"],), "shift": (shift,)}
+    names = ["dense int8", *(f"{count} {name}" for count in (4, 16) for name in ("blocks", *later))]
+    print(f"\nquantized: time / dense {'ONNX Runtime':^116} | {'PyTorch':^116}")
+    header = " ".join(f"{name:>13}" for name in names)
+    print(f"{'rows x in x out':<22} {header} | {header}   dense ms")
+    for rows, fan_in, fan_out in LAYERS:
+        x, dense = torch.randn(rows, fan_in), nn.Linear(fan_in, fan_out)
+        passes: Passes = {"dense int8": (int8["tensor"],)}
+        for count in (4, 16):
+            blocks = Monarch(blocks=count, order="contiguous", slower=True)
+            passes |= {f"{count} {name}": (blocks, *items) for name, items in {"blocks": (), **later}.items()}
+        kinds = [timed(rewritten(dense, passes, x, kind, threads), rounds) for kind in ("onnxruntime", "torch")]
+        show(f"{rows} x {fan_in} x {fan_out}", names, kinds, columns=13)
 
 
 def members(rounds: int, threads: int) -> None:
@@ -92,7 +114,7 @@ def members(rounds: int, threads: int) -> None:
             (entry,) = result.ledger.rewritten
             share = (entry.bytes_after or 0) / (entry.bytes_before or 1)
             ratios = [
-                timed(rewritten(dense, {"monarch": item}, x, kind, threads), rounds).ratio("monarch")
+                timed(rewritten(dense, {"monarch": (item,)}, x, kind, threads), rounds).ratio("monarch")
                 for kind in ("onnxruntime", "torch")
             ]
             shown = f"{rows} x {points}, {blocks}"
@@ -123,13 +145,13 @@ def spellings(rounds: int, threads: int) -> None:
             show(f"{rows} x {fan_in} x {fan_out}, {blocks}", names, kinds, width=24)
 
 
-def rewritten(dense: nn.Linear, passes: Mapping[str, Any], x: Tensor, kind: str, threads: int) -> Runs:
+def rewritten(dense: nn.Linear, passes: Passes, x: Tensor, kind: str, threads: int) -> Runs:
     """The dense layer, and what passes make of it."""
     runs: Runs = {"dense": dense_run(dense, x, kind, threads)}
     example = x if len(x) > 1 else x.expand(2, -1)  # an extent of one would be fixed
-    for name, item in passes.items():
-        asked = replace(item, heads=True)
-        result = regraft.optimize(dense, [asked], example_inputs=example, progress=False, strict=False)
+    for name, items in passes.items():
+        asked = [replace(item, heads=True) for item in items]
+        result = regraft.optimize(dense, asked, example_inputs=example, progress=False, strict=False)
         if result.ledger.rewritten:
             runs[name] = compiled(result, x, kind, threads)
     return runs
@@ -169,9 +191,9 @@ def timed(runs: Runs, rounds: int) -> Any:
         return compare(runs, rounds=rounds)
 
 
-def show(label: str, names: list[str], kinds: list[Any], width: int = 22) -> None:
+def show(label: str, names: list[str], kinds: list[Any], width: int = 22, columns: int = 10) -> None:
     cells = [
-        " ".join(f"{found.ratio(name):>10.2f}" if name in found.timings else f"{'-':>10}" for name in names)
+        " ".join(f"{format(found.ratio(name), '.2f') if name in found.timings else '-':>{columns}}" for name in names)
         for found in kinds
     ]
     milliseconds = "/".join(f"{1e3 * found.timings['dense'].median_s:.2f}" for found in kinds)
@@ -225,6 +247,7 @@ def split(b: Builder[Any], x: Any, right: Any, left: Any, bias: Any = None, **cu
 
 
 SPELLINGS: Mapping[str, Callable[..., Any]] = {"by block": by_block, "published": published, "split": split}
+TABLES = {"layers": layers, "quantized": quantized, "members": members, "spellings": spellings}
 
 
 if __name__ == "__main__":
