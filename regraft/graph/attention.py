@@ -13,6 +13,7 @@ from regraft.graph._attention_nodes import SPELLED_FROM, Core, fused_core, spell
 from regraft.graph.graph import Graph
 from regraft.graph.heads import merged, packed, shape_of, unrepeated
 from regraft.graph.site import NearMiss, Site
+from regraft.graph.types import Dim
 from regraft.graph.view import Node, Value
 
 FUSED: Final = frozenset({"attention", "multi_head_attention"})
@@ -31,8 +32,10 @@ class AttentionSite(Site):
         scale: factor of the scores.
         causal: whether a query sees only the keys up to its own place.
         split: whether q, k and v are [batch, rows, heads · head_size], else [batch, heads, rows, head_size].
+        rows: whether its result is [batch · rows, heads · head_size] at once.
         op: the operation that it was found by ("attention", "multi_head_attention", or "softmax" when spelled out).
         native: that operation as its own language spells it ("aten.scaled_dot_product_attention.default").
+        mask_heads: heads that the mask and the bias tell apart; 1 when all have the same, or there is none.
         nested: whether it lives in a nested body (If, Loop, Scan).
     """
 
@@ -44,7 +47,9 @@ class AttentionSite(Site):
     split: bool
     op: str
     native: str
+    mask_heads: Dim = 1
     nested: bool = False
+    rows: bool = False
 
     def describe(self) -> str:
         """Return the heads, and how many nodes compute them."""
@@ -60,6 +65,7 @@ class AttentionSite(Site):
             "split": int(self.split),
             "scale": self.scale,
             "causal": int(self.causal),
+            "rows": int(self.rows),
         }
 
 
@@ -170,8 +176,14 @@ def _made(node: Node, core: Core, heads: int, kv_heads: int, head_size: int, *, 
         head_size=head_size,
         scale=1 / math.sqrt(head_size) if core.scale is None else core.scale,
         causal=core.causal,
+        mask_heads=next((extent for extent in map(_mask_heads, (core.offset, core.bias)) if extent != 1), 1),
         split=split,
         op=node.op,
         native=node.native,
         nested=core.output.nested,
+        rows=split and len(shape_of(core.output)) == 2,
     )
+
+
+def _mask_heads(offset: Value | None) -> Dim:
+    return 1 if offset is None else shape_of(offset)[1]

@@ -52,6 +52,11 @@ class MlpSite(Site):
         """Whether something else reads one of its weights."""
         return any(layer.shared for layer in self.layers)
 
+    @property
+    def bytes(self) -> int:
+        """Size of the parameters of its layers in bytes."""
+        return sum(layer.bytes for layer in self.layers)
+
     def describe(self) -> str:
         """Return its widths and activation ("384->1536->384 gelu")."""
         widths = f"{self.inner.in_features}->{self.hidden}->{self.outer.out_features}"

@@ -11,6 +11,7 @@ from typing import Final
 from torch import Tensor
 
 from regraft.errors import GraphError
+from regraft.graph.cost import constant_bytes
 from regraft.graph.graph import Graph
 from regraft.graph.linear import constant_behind, find_linear_sites
 from regraft.graph.matcher import source
@@ -108,6 +109,14 @@ class Projection:
             return None
         rows, columns = _extents(self.down_value)
         return columns if self.down_value.transposed else rows
+
+    @property
+    def bytes(self) -> int:
+        """Size of its parameters in bytes."""
+        parts = [
+            stored.value.type for stored in (self.down_value, self.up_value, self.bias_value) if stored is not None
+        ]
+        return sum(constant_bytes(type_) or 0 for type_ in parts)
 
     def reference(self, x: Tensor) -> Tensor:
         """Return what it computes, in float64; x [..., in] -> [..., out]."""

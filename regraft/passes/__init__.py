@@ -17,6 +17,7 @@ from regraft.passes._registry import (
     spelling,
 )
 from regraft.passes._statistics import SiteStatistics
+from regraft.passes.flash_svd import FlashSVD
 from regraft.passes.fuse_attention import FuseAttention
 from regraft.passes.llm_int8 import LLMInt8
 from regraft.passes.low_rank import LowRank
@@ -30,6 +31,7 @@ __all__ = [
     "ErrorGate",
     "Explanation",
     "Finding",
+    "FlashSVD",
     "FuseAttention",
     "Gate",
     "Instrument",

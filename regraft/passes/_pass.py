@@ -2,9 +2,12 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, Generic, Literal, TypeVar
+
+from torch import Tensor
 
 from regraft.errors import OptionError
 from regraft.graph import Graph, NearMiss, Site
@@ -34,6 +37,14 @@ class Plan:
     announced_on: Literal["isotropic", "calibration"]
     bytes_after: int
 
+    def definition(self, operands: Mapping[str, Tensor]) -> Tensor | None:
+        """Return in double precision what a site of more than one layer shall compute from its operands by name.
+
+        None when the plan says nothing of its own; then an exact pass is held to the part that it replaces.
+        """
+        del operands
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:
@@ -57,6 +68,7 @@ class SitePass(ABC, Generic[SiteT, PlanT]):
         conflicts: names of passes that cannot be asked for together with this one.
         expands: ops that are written out as linear layers before this pass looks for sites, so that a factor of a
             low-rank layer is a layer like any other.
+        tells_misses: whether the ledger lists places that came close to a site, too; for passes with few sites.
     """
 
     name: ClassVar[str]
@@ -66,6 +78,7 @@ class SitePass(ABC, Generic[SiteT, PlanT]):
     after: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[tuple[str, ...]] = ()
     expands: ClassVar[tuple[str, ...]] = ()
+    tells_misses: ClassVar[bool] = False
 
     @abstractmethod
     def find(self, graph: Graph) -> tuple[list[SiteT], list[NearMiss]]:

@@ -72,15 +72,21 @@ def _tapped(graph: Graph, keys: Sequence[str], probes: Sequence[Any], seed: int)
 def _check(before: Graph, after: Graph, region: Region, tapped: Operands, *, calibrated: bool, seed: int) -> SiteCheck:
     site, rows = region.site, "calibration" if calibrated else "random"
     given = _given(before, site, tapped, seed)
-    allowed = region.plan.announced_error * SLACK
     if given is None:
-        return SiteCheck(math.inf, allowed, rows, "it cannot be checked: the type of an operand is not known")
+        return SiteCheck(math.inf, 0.0, rows, "it cannot be checked: the type of an operand is not known")
     try:
         (wanted,), (got,) = (graph.evaluate([site.output], given) for graph in (before, after))
+        meant = region.plan.definition({name: given[key] for name, key in site.operands.items()})
     except (RegraftError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        return SiteCheck(math.inf, allowed, rows, f"it cannot be computed: {first}")
-    return SiteCheck(error_of([(wanted, got)]), allowed + ROUNDING.get(dtype_name(wanted.dtype), 1e-4), rows)
+        return SiteCheck(math.inf, 0.0, rows, f"it cannot be computed: {first}")
+    rounding = ROUNDING.get(dtype_name(wanted.dtype), 1e-4)
+    off = 0.0 if meant is None else error_of([(meant, got)])
+    failure = "" if off <= rounding else f"it differs by {off:.3g} from what {region.plan.op} means"
+    # What a cut of the weights does behind softmax or an activation cannot be told beforehand: it is measured.
+    approximate = meant is not None and region.plan.announced_error > 0
+    allowed = math.inf if approximate else region.plan.announced_error * SLACK + rounding
+    return SiteCheck(error_of([(wanted, got)]), allowed, rows, failure)
 
 
 def _given(graph: Graph, site: Site, tapped: Operands, seed: int) -> Operands | None:

@@ -80,7 +80,12 @@ class PassRun:
             for site, reason in self.rejected
         ]
         entries += [_entry(self, candidate) for candidate in self.candidates]
-        return sorted(entries, key=lambda entry: self.order[entry.site])
+        entries.sort(key=lambda entry: self.order[entry.site])
+        if self.item.tells_misses:
+            entries += [
+                Entry(self.item.name, m.name, "kept", "", "", m.reason, pass_place=self.place) for m in self.misses
+            ]
+        return entries
 
     def nothing_to_do(self) -> str:
         """Return why no site can be rewritten, the most frequent reasons first."""

@@ -25,6 +25,7 @@ class FuseAttention(SitePass[AttentionSite, Plan]):
         exclude: names of modules to leave alone.
     """
 
+    tells_misses: ClassVar[bool] = True
     name: ClassVar[str] = "fuse-attention"
     exact: ClassVar[bool] = True
 

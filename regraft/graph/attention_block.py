@@ -1,0 +1,238 @@
+"""Finding attention together with its projections: from the hidden state to the hidden state.
+
+y = out(attention(query(x), key(c), value(c)))        c: x, or what is attended to instead
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from regraft.graph._rows import ahead, behind, in_rows_of
+from regraft.graph.attention import AttentionSite, find_attention_sites
+from regraft.graph.graph import Graph
+from regraft.graph.projection import Projection, find_projections
+from regraft.graph.site import NearMiss, Site
+from regraft.graph.view import Node, Value
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a projection computes, or some of its output features (a projection of query, key and value at once).
+
+    Attributes:
+        projection: the layer.
+        start, stop: its output features.
+        nodes: keys of the nodes behind it, up to what attention reads.
+    """
+
+    projection: Projection
+    start: int
+    stop: int
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of output features."""
+        return self.stop - self.start
+
+    @property
+    def weight(self) -> Tensor:
+        """Their weight [width, in], or second factor [width, rank]."""
+        return self.projection.up[self.start : self.stop]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Their bias [width], or None."""
+        bias = self.projection.bias
+        return None if bias is None else bias[self.start : self.stop]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBlock(Site):
+    """Attention and its projections. Operands: "x", "context" where that is another, "mask", "bias", "residual".
+
+    Attributes:
+        attention: the site between the projections.
+        query, key, value: its projections.
+        outer: the layer behind it.
+        nested: whether it lives in a nested body (If, Loop, Scan).
+    """
+
+    attention: AttentionSite = field(repr=False)
+    query: Part = field(repr=False)
+    key: Part = field(repr=False)
+    value: Part = field(repr=False)
+    outer: Projection = field(repr=False)
+    nested: bool = False
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The layers, each once."""
+        found = (self.query.projection, self.key.projection, self.value.projection, self.outer)
+        return tuple({layer.output.key: layer for layer in found}.values())
+
+    @property
+    def shared(self) -> bool:
+        """Whether something else reads one of the weights."""
+        return any(layer.shared for layer in self.projections)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the parameters of its layers in bytes."""
+        return sum(layer.bytes for layer in self.projections)
+
+    def describe(self) -> str:
+        """Return its widths and heads ("384->12 heads of 32->384")."""
+        heads = f"{self.attention.heads} heads of {self.attention.head_size}"
+        return f"{self.query.projection.in_features}->{heads}->{self.outer.out_features}"
+
+
+def find_attention_blocks(graph: Graph) -> tuple[list[AttentionBlock], list[NearMiss]]:
+    """Return every attention whose projections are all there, in graph order, and the others with the reasons."""
+    sites, misses = find_attention_sites(graph)
+    projections = find_projections(graph)
+    behind_of = {behind(projection.x)[0].key: projection for projection in projections.values()}
+    blocks: list[AttentionBlock] = []
+    for site in sites:
+        found = _block(graph, site, projections, behind_of)
+        if isinstance(found, str):
+            misses.append(NearMiss(site.name, found))
+        else:
+            blocks.append(found)
+    return blocks, misses
+
+
+def with_residual(graph: Graph, block: AttentionBlock) -> AttentionBlock | None:
+    """Return the block with the addition behind it, where its result is read by nothing else; else None."""
+    value, passed = ahead(graph.value(block.output))
+    users = value.users
+    if len(users) != 1 or value.is_output or users[0].op != "add" or users[0].attributes.get("alpha", 1) != 1:
+        return None
+    sum_ = users[0]
+    residual = next((operand for operand in sum_.inputs if operand is not None and operand is not value), None)
+    result = sum_.outputs[0]
+    if residual is None or residual.role == "constant" or residual.type != result.type or value.type != result.type:
+        return None
+    return replace(
+        block,
+        operands={**block.operands, "residual": residual.key},
+        output=result.key,
+        nodes=(sum_.key, *(node.key for node in reversed(passed)), *block.nodes),
+    )
+
+
+def _block(
+    graph: Graph, site: AttentionSite, projections: Mapping[str, Projection], readers: Mapping[str, Projection]
+) -> AttentionBlock | str:
+    if not site.split:
+        return _not_split(graph, site)
+    parts: dict[str, Part] = {}
+    for name in ("q", "k", "v"):
+        part = _part(graph.value(site.operands[name]), projections)
+        if isinstance(part, str):
+            return part
+        parts[name] = part
+    outer = readers.get(site.output)
+    if outer is None:
+        return f"what attends ({site.output}) goes into no linear layer"
+    x = in_rows_of(parts["q"].projection.x, graph.value(site.operands["q"]))
+    contexts = [in_rows_of(parts[name].projection.x, graph.value(site.operands[name])) for name in ("k", "v")]
+    if x is None or None in contexts or contexts[0] is not contexts[1]:
+        return "its keys and values are projections of two tensors"
+    end, passed = _end(outer)
+    if end.type.rank != 3:
+        return f"its result {end.key} is {end.type}, 3 dims are needed"
+    operands = {"x": x.key} | {name: key for name, key in site.operands.items() if name in ("mask", "bias")}
+    context = contexts[0]
+    if context is not None and context is not x:
+        operands["context"] = context.key
+    inner = [node for part in parts.values() for node in (*part.nodes, *part.projection.nodes)]
+    between = [node.key for node in behind(outer.x)[1]]
+    nodes = tuple(dict.fromkeys((*passed, *outer.nodes, *between, *site.nodes, *inner)))
+    return _read_elsewhere(graph, parts, site, nodes) or AttentionBlock(
+        name=site.name,
+        operands=operands,
+        output=end.key,
+        nodes=nodes,
+        attention=site,
+        query=parts["q"],
+        key=parts["k"],
+        value=parts["v"],
+        outer=outer,
+        nested=site.nested,
+    )
+
+
+def _not_split(graph: Graph, site: AttentionSite) -> str:
+    """What stands between the projections and attention, as a reason."""
+    names = {"q": "queries", "k": "keys", "v": "values"}
+    for name, word in names.items():
+        producer = graph.value(site.operands[name]).producer
+        if producer is not None and producer.op != "transpose":
+            return (
+                f"its {word} are computed from their projection by {producer.op} ({producer.key}), "
+                "such as rotary positions or norms, before the product"
+            )
+    return "the splitting and merging of its heads are not both there"
+
+
+def _part(value: Value, projections: Mapping[str, Projection]) -> Part | str:
+    start, stop, nodes = 0, None, ()
+    while value.key not in projections:
+        origin, passed = behind(value)
+        nodes += tuple(node.key for node in passed)
+        node = origin.producer
+        if node is not None and node.op == "split" and stop is None and node.inputs[0] is not None:
+            bounds = _split_bounds(node, origin)
+            if bounds is None:
+                return f"{origin.key} is a part of {node.inputs[0].key} of unknown extent"
+            start, stop = bounds
+            nodes += (node.key,)
+            value = node.inputs[0]
+        elif origin is not value:
+            value = origin
+        else:
+            return f"{value.key} is no linear layer's result"
+    projection = projections[value.key]
+    return Part(projection, start, projection.out_features if stop is None else stop, nodes)
+
+
+def _split_bounds(node: Node, part: Value) -> tuple[int, int] | None:
+    """Where a part of a split along the last dim begins and ends."""
+    start = 0
+    for output in node.outputs:
+        width = output.type.shape[-1] if output.type.shape else None
+        if not isinstance(width, int):
+            return None
+        if output is part:
+            whole = node.inputs[0].type.shape if node.inputs[0] is not None else None
+            return (start, start + width) if whole and whole[-1] != width else None
+        start += width
+    return None
+
+
+def _end(outer: Projection) -> tuple[Value, tuple[str, ...]]:
+    """The layer's result, in the leading dims of the hidden state."""
+    value, passed = outer.output, ()
+    while value.type.rank != 3 and len(value.users) == 1 and not value.is_output:
+        further, nodes = ahead(value)
+        if not nodes:
+            break
+        value = nodes[0].outputs[0]
+        passed += (nodes[0].key,)
+        if further is value:
+            break
+    return value, passed
+
+
+def _read_elsewhere(graph: Graph, parts: Mapping[str, Part], site: AttentionSite, covered: tuple[str, ...]) -> str:
+    inside = frozenset(covered)
+    values = [graph.value(site.output), *(graph.value(site.operands[name]) for name in ("q", "k", "v"))]
+    values += [part.projection.output for part in parts.values()]
+    for value in values:
+        others = [node.key for node in value.users if node.key not in inside]
+        if value.is_output or others:
+            where = "returned by the graph" if value.is_output else f"also used by {others[0]}"
+            return f"{value.key} is {where}"
+    return ""

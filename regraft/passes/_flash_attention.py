@@ -1,0 +1,166 @@
+"""How the pass flash-svd makes attention walk its heads: in rank space, or with the projections as they are."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from regraft.graph import AttentionBlock
+from regraft.numerics.rank_space import joint_factors, joint_rank
+from regraft.ops.lowrank_attention import op as lowrank_attention
+from regraft.passes._flash_mlp import Ranks, cut
+from regraft.passes._flash_plan import FlashPlan, bytes_of
+from regraft.passes._pass import Reject
+
+GROUP_WIDTH: Final = 128
+"""Width up to which heads are computed together: wide enough for a fast product, and a fraction of the hidden state."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """One way to write a block: its weights, what it says of itself, and the error of the products that were cut."""
+
+    tensors: dict[str, Tensor]
+    text: str
+    head: int
+    error: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Parameters, which are the multiply-adds of a token beside those of the scores."""
+        return sum(tensor.numel() for tensor in self.tensors.values() if tensor.dim() == 2)
+
+
+def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, blocks: int) -> FlashPlan | Reject:
+    """Plan a block, or say why not."""
+    site = block.attention
+    problem = _value_bias_problem(block)
+    if problem:
+        return Reject(problem)
+    outer = cut(block.outer, ranks)
+    if isinstance(outer, Reject):
+        return outer
+    first, last = (outer.up, None) if outer.down is None else (outer.down, outer.up)
+    behind = {"out": first} | ({} if last is None else {"out_up": last})
+    forms = [_rank_space(block, head_rank or _kept(block, ranks.keep), behind, outer.error)]
+    if head_rank is None and ranks.keep is None:
+        forms.append(_as_it_is(block, behind, outer.error))
+    form = min(forms, key=lambda item: item.size)
+    present = sum(_parameters(layer.down) + _parameters(layer.up) for layer in block.projections)
+    factored = any(layer.is_factored for layer in block.projections)
+    if not (factored or ranks.cuts or head_rank) and form.size >= present:
+        return Reject("its projections are dense; run low-rank before, or give keep= or head_rank=")
+    if form.size > present:
+        figures = " and ".join(f"{item.text} would take {item.size:,}" for item in forms)
+        return Reject(f"{figures} multiply-adds a token, its projections take {present:,}")
+    tensors = form.tensors | _biases(block, behind)
+    count = blocks or _groups(site.kv_heads, site.heads, form.head, one=_by_head(block))
+    return FlashPlan(
+        lowrank_attention.name,
+        f"{form.text}, {count} group{'s' if count > 1 else ''}",
+        form.error,
+        "isotropic",
+        bytes_of(tensors),
+        tensors=tensors,
+        attributes={
+            "heads": site.heads,
+            "kv_heads": site.kv_heads,
+            "scale": site.scale,
+            "causal": int(site.causal),
+            "blocks": count,
+        },
+        insert=lowrank_attention,
+    )
+
+
+def _parameters(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel()
+
+
+def _kept(block: AttentionBlock, keep: float | None) -> int | None:
+    """The head size that keeps a share of the parameters: they are proportional to it."""
+    return None if keep is None else max(1, int(keep * block.attention.head_size + 1e-9))
+
+
+def _rank_space(block: AttentionBlock, rank: int | None, behind: dict[str, Tensor], error: float) -> _Form:
+    """Heads as wide as the products of the projections need, or as `rank` leaves them."""
+    site = block.attention
+    heads, kv_heads, head = site.heads, site.kv_heads, site.head_size
+    query, key = (
+        _heads(part.projection.weight[part.start : part.stop], count)
+        for part, count in ((block.query, heads), (block.key, kv_heads))
+    )
+    bias = block.query.bias
+    if bias is not None:  # one more input of the query, so that it is cut together with its weight
+        query = torch.cat([query, bias.reshape(heads, head, 1)], dim=2)
+    value = _heads(block.value.projection.weight[block.value.start : block.value.stop], kv_heads)
+    first = behind["out"]
+    out = first.reshape(first.shape[0], heads, -1).permute(1, 2, 0)  # [heads, value, r]
+    scores = joint_factors(query, key, min(rank or joint_rank(query, key), head))
+    values = joint_factors(out, value, min(rank or joint_rank(out, value), value.shape[1]))
+    left = scores.left if bias is None else scores.left[:, :, :-1]
+    tensors = {
+        "query": left.flatten(0, 1),
+        "key": scores.right.flatten(0, 1),
+        "value": values.right.flatten(0, 1),
+        "out": values.left.permute(2, 0, 1).flatten(1),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    if bias is not None:
+        tensors["query_bias"] = scores.left[:, :, -1].flatten().contiguous()
+    tensors |= {name: tensor for name, tensor in behind.items() if name != "out"}
+    widths = (scores.left.shape[1], values.left.shape[1])
+    text = f"rank space, heads of {widths[0]}" + ("" if widths[0] == widths[1] else f" and {widths[1]}")
+    return _Form(tensors, text, max(widths), max(scores.error, values.error, error))
+
+
+def _heads(weight: Tensor, count: int) -> Tensor:
+    return weight.reshape(count, -1, weight.shape[1])
+
+
+def _as_it_is(block: AttentionBlock, behind: dict[str, Tensor], error: float) -> _Form:
+    """The projections with the factors that they have."""
+    tensors: dict[str, Tensor] = {}
+    for name, part in (("query", block.query), ("key", block.key), ("value", block.value)):
+        tensors[name] = part.weight
+        if part.projection.down is not None:
+            tensors[f"{name}_down"] = part.projection.down
+    bias = block.query.bias
+    tensors |= {} if bias is None else {"query_bias": bias}
+    head = block.attention.head_size
+    return _Form(tensors | behind, f"factors kept, heads of {head}", head, error)
+
+
+def _biases(block: AttentionBlock, behind: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The bias behind the last product, and what the bias of the values gives there."""
+    found = {} if block.outer.bias is None else {"out_bias": block.outer.bias}
+    bias = block.value.bias
+    if bias is None:
+        return found
+    site = block.attention
+    each = bias.reshape(site.kv_heads, -1).repeat_interleave(site.heads // site.kv_heads, dim=0).flatten().double()
+    through = behind["out"].double() @ each
+    if "out_up" in behind:
+        through = behind["out_up"].double() @ through
+    return found | {"value_bias": through.to(bias.dtype)}
+
+
+def _by_head(block: AttentionBlock) -> bool:
+    """Whether heads have masks of their own, which cannot be walked in groups."""
+    return block.attention.mask_heads != 1
+
+
+def _value_bias_problem(block: AttentionBlock) -> str:
+    if block.value.bias is None or not _by_head(block):
+        return ""
+    return "its values have a bias and its heads have masks of their own"
+
+
+def _groups(kv_heads: int, heads: int, head: int, *, one: bool) -> int:
+    if one:
+        return 1
+    fitting = [
+        count for count in range(1, kv_heads + 1) if kv_heads % count == 0 and heads // count * head <= GROUP_WIDTH
+    ]
+    return fitting[0] if fitting else kv_heads
