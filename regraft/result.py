@@ -86,6 +86,7 @@ class Optimized:
         *,
         opset: int | None = None,
         functions: Literal["keep", "inline"] = "keep",
+        target: Literal["onnxruntime"] | None = None,
     ) -> Path:
         """Write the rewritten model as an ONNX file.
 
@@ -96,16 +97,21 @@ class Optimized:
                 model.
             functions: "keep" writes structured ops as nodes with a function of standard operators that any runtime can
                 run; "inline" writes these operators in their place.
+            target: None writes a file of standard operators, for any runtime; "onnxruntime" writes one for ONNX
+                Runtime: every attention that is recognized becomes one node, as by the pass `fuse-attention`, and is
+                spelled with that runtime's own operators (domain com.microsoft).
 
         Returns:
             The path.
 
         Raises:
-            OptionError: when there is no such opset, or none that a model of this kind can be written at.
+            OptionError: when there is no such opset or target, or none that a model of this kind can be written at.
             ExportError: when an operator has no ONNX form at that opset.
             OutputError: when the path cannot be written, or is the file that the model was loaded from.
         """
-        return export_graph(self.graph, Path(path), opset=opset, functions=functions, metadata=self.metadata)
+        return export_graph(
+            self.graph, Path(path), opset=opset, functions=functions, metadata=self.metadata, target=target
+        )
 
     def compile(self, backend: str = "onnxruntime", target: str = "cpu", **options: Any) -> Executable:
         """Lower the rewritten model to something that runs: backend "onnxruntime" or "torch", target "cpu" or "cuda".

@@ -134,16 +134,24 @@ def unturned(graph: Graph, value: Value) -> tuple[Value | None, Nodes]:
 
 
 def merged(value: Value) -> tuple[Value | None, Nodes]:
-    """Follow [batch, heads, rows, n] forward to [batch, rows, heads · n], where that is all that becomes of it."""
+    """Follow [batch, heads, rows, n] forward to where its heads are merged, where that is all that becomes of it.
+
+    Returns:
+        [batch, rows, heads · n], or [batch · rows, heads · n] where the graph makes rows of it at once.
+    """
     value, nodes = _forward(value)
     turned = _only_user(value, "transpose")
     if turned is None or turned.attributes.get("perm") != SPLIT:
         return None, ()
     apart, more = _forward(turned.outputs[0])
     wide = _only_user(apart, "reshape")
-    if wide is None or not _splits(shape_of(wide.outputs[0]), shape_of(apart)):
+    if wide is None or not _merges(shape_of(apart), shape_of(wide.outputs[0])):
         return None, ()
     return wide.outputs[0], (*nodes, turned, *more, wide)
+
+
+def _merges(apart: Shape, wide: Shape) -> bool:
+    return _splits((*apart[:2], *wide[-1:]), apart) if len(wide) == 2 else _splits(wide, apart)
 
 
 def _forward(value: Value) -> tuple[Value, Nodes]:

@@ -3,7 +3,8 @@
     y = softmax(scale · q · kᵀ + bias, where mask and not causally later) · v
 
 with split=1: q: [batch, queries, heads · head], k: [batch, keys, kv_heads · head], v: [batch, keys, kv_heads · value],
-y: [batch, queries, heads · value]; with split=0 the heads are the second dim: q: [batch, heads, queries, head], ...
+y: [batch, queries, heads · value], or with rows=1 [batch · queries, heads · value];
+with split=0 the heads are the second dim: q: [batch, heads, queries, head], ...
 mask: booleans (true: look there) and bias: numbers, both of four dims that broadcast to [batch, heads, queries, keys].
 
 Query head h reads key and value head h // (heads / kv_heads). `causal=1`: query i sees the keys up to i. A query that
@@ -36,6 +37,7 @@ def infer(
     split: int,
     scale: float,
     causal: int,
+    rows: int = 0,
 ) -> TensorType:
     """Return the type of y: that of q, as wide as the value heads."""
     del scale, causal
@@ -47,6 +49,7 @@ def infer(
     require(mask is None or mask.dtype in (None, "bool"), f"{op.name}: mask must be of booleans; got {mask}")
     grouped = heads >= 1 and kv_heads >= 1 and heads % kv_heads == 0
     require(grouped, f"{op.name}: heads must be a multiple of kv_heads; got {heads} and {kv_heads}")
+    require(bool(split) or not rows, f"{op.name}: rows=1 needs split=1, merged heads")
     if q.shape is None or v.shape is None:
         return TensorType(q.dtype)
     if not split:
@@ -55,11 +58,17 @@ def infer(
         width = type_.shape[-1] if type_.shape else None
         fits = not isinstance(width, int) or width % count == 0
         require(fits, f"{op.name}: {name} must be a multiple of {count} heads wide; got {type_}")
-    return TensorType(q.dtype, (*q.shape[:-1], _merged(v.shape[-1], heads // kv_heads)))
+    width = _merged(v.shape[-1], heads // kv_heads)
+    return TensorType(q.dtype, (_product(q.shape[:-1]), width) if rows else (*q.shape[:-1], width))
 
 
 def _merged(width: Dim, times: int) -> Dim:
     return width * times if isinstance(width, int) else (width if times == 1 else f"{times}*({width})")
+
+
+def _product(dims: tuple[Dim, ...]) -> Dim:
+    count = numel(dims)
+    return int(count) if count.is_Integer else str(count)
 
 
 def decompose(
@@ -75,11 +84,13 @@ def decompose(
     split: int,
     scale: float,
     causal: int,
+    rows: int = 0,
 ) -> V:
     """One operation of the builder: runtimes have operators of their own for it."""
-    return b.attention(
+    y = b.attention(
         q, k, v, mask, bias, heads=heads, kv_heads=kv_heads, split=bool(split), scale=scale, causal=bool(causal)
     )
+    return b.as_rows(y) if rows else y
 
 
 def cost(
@@ -94,9 +105,10 @@ def cost(
     split: int,
     scale: float,
     causal: int,
+    rows: int = 0,
 ) -> OpCost:
     """Return the multiply-adds of both products; causal ones count in full, as runtimes do them."""
-    del mask, bias, scale, causal
+    del mask, bias, scale, causal, rows
     require(None not in (q.shape, k.shape, v.shape), f"{op.name}: q, k and v must have known shapes")
     assert q.shape is not None and k.shape is not None and v.shape is not None
     groups = sympy.Rational(heads, kv_heads) if split else sympy.Integer(1)
@@ -104,8 +116,10 @@ def cost(
     return OpCost(numel(q.shape[:-1]) * dim_expr(k.shape[-2]) * width)
 
 
-def _attributes(heads: int, kv_heads: int, split: int, scale: float, causal: int = 0) -> dict[str, int | float]:
-    return {"heads": heads, "kv_heads": kv_heads, "split": split, "scale": scale, "causal": causal}
+def _attributes(
+    heads: int, kv_heads: int, split: int, scale: float, causal: int = 0, rows: int = 0
+) -> dict[str, int | float]:
+    return {"heads": heads, "kv_heads": kv_heads, "split": split, "scale": scale, "causal": causal, "rows": rows}
 
 
 def _mask(*shape: int) -> Ints:
@@ -142,6 +156,24 @@ op = Op(
             "mask, bias and causal",
             {"q": (1, 4, 8), "k": (1, 4, 8), "v": (1, 4, 8), "mask": _mask(1, 2, 4, 4), "bias": (1, 2, 1, 4)},
             _attributes(2, 2, 1, 0.25, 1),
+            dynamic=(),
+        ),
+        Example(
+            "merged to rows",
+            {"q": (2, 3, 8), "k": (2, 5, 8), "v": (2, 5, 12), "bias": (2, 1, 1, 5)},
+            _attributes(2, 2, 1, 0.5, rows=1),
+            dynamic=(1,),
+        ),
+        Example(
+            "more queries than keys, causal",
+            {"q": (1, 5, 6), "k": (1, 3, 6), "v": (1, 3, 6)},
+            _attributes(2, 2, 1, 0.5, 1),
+            dynamic=(),
+        ),
+        Example(
+            "more keys than queries, causal",
+            {"q": (1, 3, 6), "k": (1, 5, 6), "v": (1, 5, 6)},
+            _attributes(2, 2, 1, 0.5, 1),
             dynamic=(),
         ),
         Example(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from regraft.backends.onnxruntime._from_torch import DEFAULT_OPSET, OLDEST_OPSET, to_onnx
+from regraft.backends.onnxruntime._spelling import fused_attention, respell
 from regraft.errors import OptionError
 from regraft.frontends.onnx import OnnxGraph, save
 from regraft.frontends.onnx._opset import OLDEST, newest_opset
@@ -12,16 +13,29 @@ from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 
 Functions = Literal["keep", "inline"]
+Target = Literal["onnxruntime"]
 
 
 def export_graph(
-    graph: Graph, path: Path, *, opset: int | None, functions: Functions, metadata: Mapping[str, str]
+    graph: Graph,
+    path: Path,
+    *,
+    opset: int | None,
+    functions: Functions,
+    metadata: Mapping[str, str],
+    target: Target | None = None,
 ) -> Path:
     """Write a graph; see `Optimized.export`."""
     if functions not in ("keep", "inline"):
         raise OptionError(f"functions must be 'keep' or 'inline'; got {functions!r}")
+    if target not in (None, "onnxruntime"):
+        raise OptionError(f"target must be 'onnxruntime', or None for any runtime; got {target!r}")
     native = as_onnx(graph, opset)
-    save(native, path, opset=opset, functions=functions, metadata=metadata)
+    if target is None:
+        save(native, path, opset=opset, functions=functions, metadata=metadata)
+    else:
+        fused = fused_attention(native)
+        save(fused, path, opset=opset, functions=functions, metadata=metadata, respell=respell)
     return path
 
 

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript.values import Opset
+from torch import fx
 
 from regraft.backends.onnxruntime._attach import attach_functions
 from regraft.backends.onnxruntime._copies import merge_copies
@@ -28,6 +29,7 @@ DOMAIN: Final = "regraft"
 DEFAULT_OPSET: Final = 21
 OLDEST_OPSET: Final = 18
 _TYPES: Final = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
+_TURNS: Final = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 _INTEGERS: Final = ["tensor(int8)", "tensor(uint8)", "tensor(int32)", "tensor(int64)"]
 
 
@@ -68,9 +70,29 @@ def _export_again(graph: FxGraph) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(graph.module, args, kwargs, dynamic_shapes=graph.dynamic_shapes)
+            return torch.export.export(_with_copies(graph), args, kwargs, dynamic_shapes=graph.dynamic_shapes)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ExportError(f"{graph.name} cannot be exported again: {_first_line(error)}") from error
+
+
+def _with_copies(graph: FxGraph) -> fx.GraphModule:
+    """The program with what is turned and then viewed copied in between; ONNX has no strides, its files stay the same.
+
+    The exporter takes attention apart, and the parts leave another order in memory than the whole did: a view that was
+    traced on the whole does not exist any more.
+    """
+    module = graph.copy().module
+    for view in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        turned = view.args[0]
+        if turned.target in _TURNS:
+            with module.graph.inserting_before(view):
+                copied = module.graph.call_function(
+                    torch.ops.aten.clone.default, (turned,), {"memory_format": torch.contiguous_format}
+                )
+            copied.meta.update(turned.meta)
+            view.replace_input_with(turned, copied)
+    module.recompile()
+    return module
 
 
 def _cause(error: BaseException) -> str:

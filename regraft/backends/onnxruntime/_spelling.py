@@ -71,11 +71,16 @@ class OnnxRuntimeBuilder(AttentionBuilder):
 
 def for_this_runtime(graph: OnnxGraph) -> OnnxGraph:
     """Return the graph with attention fused, each fusion checked, and every op spelled for ONNX Runtime."""
-    fused, _ = run_passes(graph.copy(), [FuseAttention()], Settings(strict=False))
-    assert isinstance(fused, OnnxGraph)
-    respelled = fused.copy()
+    respelled = fused_attention(graph).copy()
     respell(respelled.model)
     return respelled
+
+
+def fused_attention(graph: OnnxGraph) -> OnnxGraph:
+    """Return the graph with every attention that is recognized as one node; each was checked."""
+    fused, _ = run_passes(graph, [FuseAttention()], Settings(strict=False))
+    assert isinstance(fused, OnnxGraph)
+    return fused
 
 
 def respell(model: ir.Model) -> None:

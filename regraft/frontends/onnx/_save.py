@@ -35,6 +35,7 @@ def save(
     functions: Literal["keep", "inline"] = "keep",
     metadata: Mapping[str, str] | None = None,
     external_above: int = EXTERNAL_ABOVE,
+    respell: Callable[[ir.Model], None] | None = None,
 ) -> None:
     """Write a model to a file, and large weights to "<file>.data" beside it.
 
@@ -47,6 +48,7 @@ def save(
         functions: whether structured ops stay one node each, with a model-local function, or all functions are inlined.
         metadata: properties to add to the model's own.
         external_above: bytes of weights above which they become external data.
+        respell: changes the bodies of the functions of structured ops for one runtime, at the opset that is written.
 
     Raises:
         OutputError: when the file cannot be written there.
@@ -59,6 +61,8 @@ def save(
     _drop_unused_functions(outgoing)
     if opset is not None and opset != default_opset(outgoing):
         convert_opset(outgoing, opset, target.name)
+    if respell is not None:
+        respell(outgoing)
     if functions == "inline":
         _inline_all(outgoing, target.name)
     outgoing.metadata_props.update(metadata or {})

@@ -61,11 +61,13 @@ class SessionSettings:
         providers: ONNX Runtime's execution providers, in order of preference.
         threads: threads within an operator; 0 leaves it to ONNX Runtime.
         entries: session configuration entries ("session.force_spinning_stop": "1").
+        without: names of ONNX Runtime's own rewrites that are left out ("SkipLayerNormFusion").
     """
 
     providers: Sequence[str] = ("CPUExecutionProvider",)
     threads: int = 0
     entries: Mapping[str, str] = field(default_factory=dict[str, str])
+    without: Sequence[str] = ()
 
 
 DEFAULT_SETTINGS: Final = SessionSettings()
@@ -97,7 +99,12 @@ def open_session(
     if values:
         options.add_external_initializers(list(values), list(values.values()))
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=list(settings.providers))
+        session = ort.InferenceSession(
+            proto.SerializeToString(),
+            options,
+            providers=list(settings.providers),
+            disabled_optimizers=list(settings.without),
+        )
     except (*_ORT_ERRORS, EncodeError) as error:
         raise BackendError(f"onnxruntime: {name} could not be loaded: {first_line(error)}") from error
     return Session(session, list(values.values()), name)
