@@ -22,17 +22,25 @@ FLOATING: Final = 0
 PER_TENSOR: Final = 1
 PER_ROW: Final = 2
 
+_LOWER: Final = TERM_VALUES * 16
+_UPPER: Final = tuple(value for value in TERM_VALUES for _ in range(16))
+_BOTH: Final = tuple(
+    (lower + upper + 128) % 256 - 128  # 64 + 64, which int8 does not hold and `pack` does not write, wraps around
+    for lower, upper in zip(_LOWER, _UPPER, strict=True)
+)
+"""What a byte's lower and upper code stand for, and their sum."""
+
 
 def unpack_weight(b: Builder[V], codes: V, *, terms: int, in_features: int) -> V:
     """Return the int8 values [out, in] that `regraft.numerics.power_of_two.pack` laid out in bytes."""
-    bytes_ = b.reshape(b.cast(codes, "int64"), (-1,))
-    table = b.table(TERM_VALUES, "int32")
+    # A table of all bytes, not of all codes: a fifteenth of the time in PyTorch, which unpacks in every call.
+    bytes_ = b.reshape(b.cast(codes, "int32"), (-1,))
+    tables = (_BOTH,) if terms == 2 else (_LOWER, _UPPER)
     width = packed_width(in_features, terms)
-    lower = b.reshape(b.gather(table, b.modulo(bytes_, 16), 0), (-1, width))
-    upper = b.reshape(b.gather(table, b.floor_div(bytes_, 16), 0), (-1, width))
+    parts = [b.reshape(b.gather(b.table(values, "int8"), bytes_, 0), (-1, width)) for values in tables]
     if terms == 2:
-        return b.cast(b.add(lower, upper), "int8")
-    values = b.cast(b.concat((lower, upper), 1), "int8")
+        return parts[0]
+    values = b.concat(parts, 1)
     return values if in_features % 2 == 0 else b.slice(values, 1, 0, in_features)
 
 

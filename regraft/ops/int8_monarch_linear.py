@@ -16,7 +16,9 @@ ends of a range whose zero point had to be rounded).
 Both products are batched over blocks: one integer kernel each in ONNX Runtime, between which only codes (a byte each)
 and h are put in another order. Measured there with 128 and 1024 rows on one core, against `monarch_linear`: 0.41 to 0.6
 of its time with one step for all, 0.5 to 0.9 with one a row, for layers of 384x384 in 4x4 blocks and wider ones; small
-blocks take longer than in floating point. `int8_linear` of the dense weight takes from 0.8 to 1.2 times as long.
+blocks take longer than in floating point. `int8_linear` of the dense weight takes from 0.8 to 1.2 times as long. Eager
+PyTorch takes a step for each rounding and copy: there, layers narrower than about 1000 features take up to twice as
+long as in floating point (`benchmarks/bench_monarch.py` has the table).
 
 Parameters: a byte each, 0.25 of `monarch_linear`'s, and the scales. Derivatives are straight-through.
 
