@@ -131,7 +131,8 @@ class Program:
 def _must_stay(node: fx.Node) -> bool:
     if node.op == "get_attr":
         return False
-    return node.op != "call_function" or node.is_impure()
+    # What only draws random numbers, as attention with its dropout may, changes nothing that anybody sees.
+    return node.op != "call_function" or node.is_impure(impure_random=False)
 
 
 def _fake_mode(node: fx.Node) -> Any:

@@ -13,7 +13,7 @@ from torch_models import Conv1D, Mlp, factorize, mlp, rewritten, seeded, site_of
 
 from regraft.errors import GraphError, UnknownNameError
 from regraft.frontends.torch import FxGraph, capture
-from regraft.graph import Site, find_linear_sites
+from regraft.graph import Site, find_attention_sites, find_linear_sites
 from regraft.ops import get_op
 
 OP = get_op("lowrank_linear")
@@ -319,3 +319,16 @@ def _traced(module: nn.Sequential) -> torch.fx.GraphModule:
         x = z
     graph.output((x,))
     return torch.fx.GraphModule(module, graph)
+
+
+def test_attention_that_a_site_covers_goes_with_it_although_it_may_draw_random_numbers() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            heads = x.unflatten(-1, (2, 3)).transpose(1, 2)
+            y = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            return y.transpose(1, 2).flatten(2) * 2
+
+    graph = capture(Attention(), (torch.randn(2, 4, 6),))
+    (site,), _ = find_attention_sites(graph)
+    graph.replace(site, get_op("multi_head_attention"), {}, site.attributes)
+    assert [node.op for node in graph.nodes() if node.op in ("attention", "reshape", "transpose")] == []
