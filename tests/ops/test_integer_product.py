@@ -37,6 +37,19 @@ def test_every_way_is_exact_for_any_extents(rows: int, inputs: int, outputs: int
         assert torch.equal(found, wanted)
 
 
+@given(blocks=st.integers(1, 4), rows=st.integers(0, 9), inputs=EXTENTS, outputs=EXTENTS, seed=st.integers(0, 999))
+@settings(deadline=None, max_examples=100)
+def test_products_of_blocks_are_exact_whatever_their_strides(
+    blocks: int, rows: int, inputs: int, outputs: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 256, (rows, blocks, inputs), generator=generator, dtype=torch.uint8).transpose(0, 1)
+    weight = torch.randint(-127, 128, (blocks, inputs, outputs), generator=generator, dtype=torch.int8)
+    found = _integer.matmul_integer(codes, weight, torch.tensor(77, dtype=torch.uint8))
+    assert found.dtype == torch.int32
+    assert torch.equal(found.long(), (codes.long() - 77) @ weight.long())
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_largest_sums_of_the_widest_layer_are_exact(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_integer, "_CPU_HAS_INT8", fast and _integer._CPU_HAS_INT8)

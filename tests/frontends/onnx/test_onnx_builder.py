@@ -62,6 +62,15 @@ CASES = (
         {"x": codes(2, 3, 5), "w": INT8_WEIGHT, "z": torch.tensor(7, dtype=torch.uint8)},
         ("w",),
     ),
+    Case(
+        "matmul_integer",
+        lambda b, x, w, z: b.matmul_integer(x, w, z),
+        {
+            "x": codes(2, 3, 5),
+            "w": codes(2, 5, 4, low=-127, high=127, dtype=torch.int8),
+            "z": torch.tensor(131, dtype=torch.uint8),
+        },
+    ),
     Case("dynamic_quantize", lambda b, x: b.dynamic_quantize(x), {"x": A}),
     Case("dynamic_quantize", lambda b, x: b.dynamic_quantize(x), {"x": A.abs() + 1}),
     Case("dynamic_quantize", lambda b, x: b.dynamic_quantize(b.widen(x)), {"x": A.half()}),
