@@ -246,10 +246,11 @@ def _example(
     dynamic: tuple[int, ...] = (0,),
 ) -> Example:
     inner, outer = monarch_linear.factor_shapes(cut, rank)
+    lowest = -9 if cut.in_features > 1 else 1  # the only weight of a layer is not 0
     shapes: Shapes = {
         "x": (*leading, cut.in_features),
-        "right": Ints(inner, -9, 9),  # small, so that the two products fit half precision
-        "left": Ints(outer, -9, 9),
+        "right": Ints(inner, lowest, 9),  # small, so that the two products fit half precision
+        "left": Ints(outer, lowest, 9),
         **scale_shapes(cut, rank),
         **column_shapes(cut, few),
     }
