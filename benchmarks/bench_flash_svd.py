@@ -7,7 +7,7 @@ keys and values, and 240 elsewhere, so that all forms compute the same function:
 
     dense      as it was trained
     unfused    each projection as two products, per head for queries, keys and values (what FlashSVD compares with)
-    flash-svd  what the pass makes of the dense layers at these ranks
+    flash-svd  what the pass makes of the dense layers at these ranks; "own" with ONNX Runtime's own operators
 
 Peak: bytes of activations alive at once beyond the input. In torch every allocation is seen by a dispatch mode; in ONNX
 Runtime it is the growth of the resident set over one run in a process of its own, with the arena off and an allocator
@@ -285,10 +285,10 @@ def _onnx_table(
     with tempfile.TemporaryDirectory() as folder:
         figures: dict[str, tuple[int, int]] = {}
         calls: dict[str, Callable[[], Any]] = {}
-        for name, model in models.items():
-            path = Path(folder) / f"{name}.onnx"
-            if name == "flash-svd":
-                flash.export(path)
+        for name, model in {**models, "flash-svd, own": flash.model}.items():
+            path = Path(folder) / f"{name.replace(', ', '-')}.onnx"
+            if model is flash.model:
+                flash.export(path, target="onnxruntime" if name.endswith("own") else None)
             else:
                 _export(model, small, path)
             peak = onnx_memory(path, given.batch, given.sequence, given.threads)

@@ -21,7 +21,7 @@ from regraft.passes import FuseAttention, Settings, run_passes
 
 CONTRIB: Final = "com.microsoft"
 
-USES: Final = frozenset({"multi_head_attention"})
+USES: Final = frozenset({"multi_head_attention", "lowrank_attention"})
 """Ops whose bodies differ."""
 
 
@@ -93,7 +93,7 @@ def respell(model: ir.Model) -> None:
         op, absent = known
         names = [operand.name for operand in op.operands if operand.name not in absent]
         labels = {name: dtype_label(value.dtype) for name, value in zip(names, node.inputs, strict=True) if value}
-        if labels["q"] != "float32":
+        if labels[names[0]] != "float32":
             continue
         values = {name: node.attributes[name].value for name in op.attributes}
         present = frozenset(operand.name for operand in op.operands if operand.optional) - absent

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from regraft.errors import DtypeError
 from regraft.frontends.onnx import open_session
-from regraft.frontends.onnx._builder import OnnxBuilder, operand_syms
+from regraft.frontends.onnx._attention import AttentionBuilder
+from regraft.frontends.onnx._builder import operand_syms
 from regraft.frontends.onnx._tensors import onnx_dtype_of
 from regraft.graph.types import dtype_name
 from regraft.ops import TorchBuilder
@@ -46,7 +47,23 @@ INT8_WEIGHT = codes(4, 5, low=-127, high=127, dtype=torch.int8)
 WHOLE = torch.arange(12, dtype=torch.int64).reshape(3, 4)
 PLACES = torch.tensor([[3, 0], [1, 2]])
 
+ATTENTION = {"heads": 2, "kv_heads": 2, "split": True, "scale": 0.6}
+HEADS = {"q": normal(2, 3, 6), "k": normal(2, 4, 6, seed=1), "v": normal(2, 4, 10, seed=2)}
+SEEN = torch.tensor([[True, False, True, True], [False, False, False, False]]).reshape(2, 1, 1, 4)
+
 CASES = (
+    Case("attention", lambda b, q, k, v: b.attention(q, k, v, None, None, **ATTENTION, causal=False), HEADS),
+    Case("attention", lambda b, q, k, v: b.attention(q, k, v, None, None, **ATTENTION, causal=True), HEADS),
+    Case(
+        "attention",
+        lambda b, q, k, v, m: b.attention(q, k, v, m, None, **ATTENTION, causal=False),
+        {**HEADS, "m": SEEN},
+    ),
+    Case(
+        "attention",
+        lambda b, q, k, v, m, x: b.attention(q, k, v, m, x, **ATTENTION, causal=True),
+        {**HEADS, "m": SEEN, "x": normal(1, 2, 3, 4, seed=3)},
+    ),
     Case("linear", lambda b, x, w: b.linear(x, w), {"x": A, "w": normal(4, 5)}),
     Case("linear", lambda b, x, w: b.linear(x, w), {"x": A, "w": normal(4, 5)}, ("w",)),
     Case("matmul", lambda b, x, w: b.matmul(x, w), {"x": A, "w": normal(2, 5, 4)}),
@@ -158,7 +175,7 @@ def torch_results(case: Case) -> list[Tensor]:
 def onnx_results(case: Case, opset: int) -> list[Tensor]:
     """Run a case in ONNX Runtime, as a plain graph that the checker accepts."""
     dtypes = {name: dtype_name(operand.dtype) for name, operand in case.operands.items()}
-    builder = OnnxBuilder(opset)
+    builder = AttentionBuilder(opset)
     syms = operand_syms(list(case.operands), dtypes, case.transposed)
     stored = {name: value.t() if name in case.transposed else value for name, value in case.operands.items()}
     outcome = case.program(builder, *syms)
@@ -195,21 +212,21 @@ def test_every_operation_of_the_builder_has_a_case() -> None:
 
 
 def test_a_weight_stored_transposed_is_read_by_a_product_without_another_node() -> None:
-    builder = OnnxBuilder(18)
+    builder = AttentionBuilder(18)
     x, w = operand_syms(["x", "w"], {}, ["w"])
     builder.linear(x, w)
     assert [node.op_type for node in builder.nodes] == ["MatMul"]
 
 
 def test_a_weight_stored_transposed_is_turned_back_for_any_other_use() -> None:
-    builder = OnnxBuilder(18)
+    builder = AttentionBuilder(18)
     (w,) = operand_syms(["w"], {}, ["w"])
     builder.abs(w)
     assert [node.op_type for node in builder.nodes] == ["Transpose", "Abs"]
 
 
 def test_before_opset_15_a_scalar_needs_the_element_type_and_says_so() -> None:
-    builder = OnnxBuilder(14)
+    builder = AttentionBuilder(14)
     (x,) = operand_syms(["x"], {}, [])
     with pytest.raises(DtypeError, match=r"^opset 14 has no CastLike: the element type of x must be known$") as caught:
         builder.scalar(1.0, x)
@@ -217,8 +234,8 @@ def test_before_opset_15_a_scalar_needs_the_element_type_and_says_so() -> None:
 
 
 def test_a_body_is_typed_only_where_the_opset_forces_it() -> None:
-    def body(opset: int) -> OnnxBuilder:
-        builder = OnnxBuilder(opset)
+    def body(opset: int) -> AttentionBuilder:
+        builder = AttentionBuilder(opset)
         (x,) = operand_syms(["x"], {"x": "float16"}, [])
         builder.scalar(1.0, x)
         return builder
@@ -228,7 +245,7 @@ def test_a_body_is_typed_only_where_the_opset_forces_it() -> None:
 
 
 def test_equal_constants_are_written_once() -> None:
-    builder = OnnxBuilder(18)
+    builder = AttentionBuilder(18)
     (x,) = operand_syms(["x"], {}, [])
     builder.reduce_max(builder.reduce_max(x, -1), -1)
     assert [node.op_type for node in builder.nodes].count("Constant") == 1
