@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
+from regraft.graph._choices import choice_of, operands, sides_of
 from regraft.graph.graph import Graph
 from regraft.graph.heads import SPLIT_TURNED, Nodes, origin, packed, unturned
+from regraft.graph.scalars import scalar_of, scalar_operand
 from regraft.graph.view import Node, Value
 
 SPELLED_FROM: Final = "softmax"
@@ -50,19 +52,15 @@ def fused_core(graph: Graph, node: Node) -> Core | str:
     return f"{node.native} projects queries, keys and values itself"
 
 
-def _operands(node: Node, count: int) -> list[Value | None]:
-    return [*node.inputs, *[None] * count][:count]
-
-
 def _plain(node: Node, offset: Value | None) -> Core | str:
-    q, k, v, *_ = _operands(node, 3)
+    q, k, v, *_ = operands(node, 3)
     if q is None or k is None or v is None:
         return "its queries, keys and values are packed into one tensor"
     return Core(q, k, v, offset, node.outputs[0], (node,), None)
 
 
 def _ours(node: Node) -> Core | str:
-    _, _, _, mask, bias = _operands(node, 5)
+    _, _, _, mask, bias = operands(node, 5)
     core = _plain(node, bias if mask is None else mask)
     if isinstance(core, str):
         return core
@@ -78,7 +76,7 @@ def _ours(node: Node) -> Core | str:
 
 
 def _torch(node: Node) -> Core | str:
-    core = _plain(node, _operands(node, 4)[3])
+    core = _plain(node, operands(node, 4)[3])
     if isinstance(core, str):
         return core
     if node.attributes.get("dropout_p", 0.0):
@@ -89,7 +87,7 @@ def _torch(node: Node) -> Core | str:
 
 
 def _standard(node: Node) -> Core | str:
-    _, _, _, offset, *past = _operands(node, 6)
+    _, _, _, offset, *past = operands(node, 6)
     core = _plain(node, offset)
     if isinstance(core, str):
         return core
@@ -104,7 +102,7 @@ def _standard(node: Node) -> Core | str:
 
 
 def _multi_head(node: Node) -> Core | str:
-    _, _, _, bias, key_mask, offset, *past = _operands(node, 8)
+    _, _, _, bias, key_mask, offset, *past = operands(node, 8)
     core = _plain(node, offset)
     if isinstance(core, str):
         return core
@@ -163,10 +161,8 @@ def _guarded(graph: Graph, value: Value) -> Nodes:
     choices = [node for node in value.users if node.op == "where"]
     if len(value.users) != 2 or len(tests) != 1 or len(choices) != 1:
         return ()
-    condition, zero, other = _operands(choices[0], 3)
-    if condition is not tests[0].outputs[0] or other is not value or zero is None:
-        return ()
-    return (tests[0], choices[0]) if scalar_of(graph, zero) == 0.0 else ()
+    condition, sides, numbers = sides_of(graph, choices[0])
+    return (tests[0], choices[0]) if condition is tests[0].outputs[0] and sides[1] is value and numbers[0] == 0 else ()
 
 
 Scores = tuple[Value, Value, Value | None, float, Nodes]
@@ -182,7 +178,7 @@ def _scores(graph: Graph, value: Value) -> Scores | str:
         return f"its scores {value.key} are read elsewhere too"
     if node.op == "add" and node.attributes.get("alpha", 1) == 1 and None not in node.inputs and len(node.inputs) == 2:
         return _masked(graph, node, passed)
-    return _chosen(graph, node, passed) if node.op == "where" else _product(graph, value, passed)
+    return _chosen(graph, node, passed) if node.op in ("where", "masked_fill") else _product(graph, value, passed)
 
 
 def _product(graph: Graph, value: Value, passed: Nodes) -> Scores | str:
@@ -190,7 +186,7 @@ def _product(graph: Graph, value: Value, passed: Nodes) -> Scores | str:
     if isinstance(found, str):
         return found
     node, scale, nodes = found
-    q, k = _operands(node, 2)
+    q, k = operands(node, 2)
     if q is None or k is None:
         return "its scores are no product of two operands"
     q, q_scale, q_nodes = _factored(graph, q)
@@ -201,6 +197,15 @@ def _product(graph: Graph, value: Value, passed: Nodes) -> Scores | str:
     if k is None:
         return f"its right operand {turned.key} is not turned from [batch, heads, keys, head]"
     return q, k, None, scale * q_scale * k_scale, (*passed, *nodes, *q_nodes, *k_nodes, *k_more)
+
+
+def without_factors(graph: Graph, core: Core) -> Core:
+    """With the multiplications of its queries and keys by numbers in its scale."""
+    if core.scale is None:
+        return core
+    q, q_scale, q_nodes = _factored(graph, core.q)
+    k, k_scale, k_nodes = _factored(graph, core.k)
+    return replace(core, q=q, k=k, scale=core.scale * q_scale * k_scale, nodes=(*core.nodes, *q_nodes, *k_nodes))
 
 
 def _read_elsewhere(value: Value) -> bool:
@@ -227,28 +232,30 @@ def _choice_behind(offset: Value, graph: Graph) -> Value:
     node = origin(offset)[0].producer
     if node is None or node.op != "where":
         return offset
-    mask, yes, no = _operands(node, 3)
+    mask, yes, no = operands(node, 3)
     if mask is None or yes is None or no is None or mask.type.rank != 4:
         return offset
     return mask if scalar_of(graph, yes) == 0.0 and scalar_of(graph, no) == -math.inf else offset
 
 
 def _chosen(graph: Graph, node: Node, passed: Nodes) -> Scores | str:
-    mask, yes, no = _operands(node, 3)
-    fill = node.attributes.get("other") if no is None else scalar_of(graph, no)
-    if mask is None or yes is None or not isinstance(fill, int | float):
+    choice = choice_of(graph, node)
+    if choice is None:
         return "its scores are chosen between two tensors"
+    allowed, scores, fill = choice
     if fill != -math.inf:
         return (
             f"what it must not look at is filled with {fill:g}, not with -inf; a row that is hidden throughout differs"
         )
-    found = _scores(graph, yes)
+    if allowed is None:
+        return "what it must not look at is marked, not what it may look at"
+    found = _scores(graph, scores)
     if isinstance(found, str):
         return found
     q, k, offset, scale, nodes = found
     if offset is not None:
         return "two masks are added to its scores"
-    return q, k, mask, scale, (*passed, node, *nodes)
+    return q, k, allowed, scale, (*passed, node, *nodes)
 
 
 def _scaled(graph: Graph, value: Value) -> tuple[Node, float, Nodes] | str:
@@ -268,7 +275,7 @@ def _factored(graph: Graph, value: Value) -> tuple[Value, float, Nodes]:
         value, passed = origin(value)
         nodes += passed
         node = value.producer
-        step = None if node is None else scaling(graph, node)
+        step = None if node is None else _scaling(graph, node)
         if node is None or step is None:
             return value, scale, nodes
         value, factor = step
@@ -276,29 +283,9 @@ def _factored(graph: Graph, value: Value) -> tuple[Value, float, Nodes]:
         nodes += (node,)
 
 
-def scaling(graph: Graph, node: Node) -> tuple[Value, float] | None:
+def _scaling(graph: Graph, node: Node) -> tuple[Value, float] | None:
     """Return what a node multiplies by a number, and the number; None when it does something else."""
-    if node.op not in ("mul", "div") or not node.inputs or node.inputs[0] is None:
-        return None
-    present = [value for value in node.inputs if value is not None]
-    number = node.attributes.get("other")
-    if len(present) == 1 and isinstance(number, int | float):
-        return present[0], float(number) if node.op == "mul" else 1 / number
-    if len(present) != 2:
-        return None
-    first, second = present
-    for value, other in ((first, second), (second, first)):
-        factor = scalar_of(graph, other)
-        if factor is not None and (node.op == "mul" or (other is second and factor)):
-            return value, factor if node.op == "mul" else 1 / factor
-    return None
-
-
-def scalar_of(graph: Graph, value: Value) -> float | None:
-    """Return the number that a constant of one element holds, or None."""
-    value = origin(value)[0]
-    shape = value.type.shape
-    if value.role != "constant" or shape is None or any(extent != 1 for extent in shape):
-        return None
-    content = graph.constant(value)
-    return None if content is None or content.numel() != 1 else float(content)
+    found = scalar_operand(graph, node) if node.op in ("mul", "div") else None
+    if found is None or node.op == "mul":
+        return None if found is None else (found.value, found.number)
+    return None if found.number_first or not found.number else (found.value, 1 / found.number)

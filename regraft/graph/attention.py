@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from regraft.graph._attention_nodes import SPELLED_FROM, Core, fused_core, spelled_core
+from regraft.graph._attention_nodes import SPELLED_FROM, Core, fused_core, spelled_core, without_factors
 from regraft.graph.graph import Graph
 from regraft.graph.heads import merged, packed, shape_of, unrepeated
 from regraft.graph.site import NearMiss, Site
@@ -82,7 +82,7 @@ def find_attention_sites(graph: Graph) -> tuple[list[AttentionSite], list[NearMi
         if recognize is None:
             continue
         core = recognize(graph, node)
-        found = core if isinstance(core, str) else _site(node, core)
+        found = core if isinstance(core, str) else _site(graph, node, core)
         if isinstance(found, str):
             misses.append(NearMiss(node.scope or node.key, found))
             continue
@@ -98,18 +98,18 @@ def _recognizer(node: Node) -> Callable[[Graph, Node], Core | str] | None:
     return spelled_core if node.op == SPELLED_FROM else None
 
 
-def _site(node: Node, core: Core) -> AttentionSite | str:
+def _site(graph: Graph, node: Node, core: Core) -> AttentionSite | str:
     if core.packed:
         heads, kv_heads = core.packed
         width = shape_of(core.q)[-1:]
         if not width or not isinstance(width[0], int):
             return f"the width of its queries is not known ({core.q.type})"
         return _made(node, core, heads, kv_heads, width[0] // heads, split=True)
-    core = _unrepeated(core)
-    return _with_packed_keys(node, core) if len(shape_of(core.k)) == 3 else _of_heads(node, core)
+    core = without_factors(graph, _unrepeated(core))
+    return (_with_packed_keys if len(shape_of(core.k)) == 3 else _of_heads)(graph, node, core)
 
 
-def _of_heads(node: Node, core: Core) -> AttentionSite | str:
+def _of_heads(graph: Graph, node: Node, core: Core) -> AttentionSite | str:
     for value in (core.q, core.k, core.v):
         if len(shape_of(value)) != 4 or not isinstance(shape_of(value)[1], int):
             return f"the heads of {value.key} are not known ({value.type})"
@@ -118,13 +118,13 @@ def _of_heads(node: Node, core: Core) -> AttentionSite | str:
         return f"the width of a head of {core.q.key} is not known ({core.q.type})"
     if shape_of(core.v)[1] != kv_heads or int(heads) % int(kv_heads):
         return f"{heads} query heads do not share {kv_heads} key and {shape_of(core.v)[1]} value heads evenly"
-    whole = _widened(core)
+    whole = _widened(graph, core)
     return _made(node, core if whole is None else whole, int(heads), int(kv_heads), head_size, split=whole is not None)
 
 
-def _with_packed_keys(node: Node, core: Core) -> AttentionSite | str:
+def _with_packed_keys(graph: Graph, node: Node, core: Core) -> AttentionSite | str:
     """Keys that were split and turned at once: only with queries and values whose splits are there too."""
-    whole, shape = _widened(core), shape_of(core.q)
+    whole, shape = _widened(graph, core), shape_of(core.q)
     if whole is None or len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):
         return f"its keys are split into heads and turned at once, its queries {core.q.key} are not split beside them"
     if shape_of(whole.k)[2] != shape_of(whole.q)[2]:
@@ -141,7 +141,7 @@ def _unrepeated(core: Core) -> Core:
     return replace(core, k=k, v=v, nodes=(*core.nodes, *k_nodes, *v_nodes))
 
 
-def _widened(core: Core) -> Core | None:
+def _widened(graph: Graph, core: Core) -> Core | None:
     """With the splitting and merging of heads, where all of it is there."""
     nodes = core.nodes
     operands: list[Value] = []
@@ -155,7 +155,7 @@ def _widened(core: Core) -> Core | None:
     if output is None:
         return None
     q, k, v = operands
-    return replace(core, q=q, k=k, v=v, output=output, nodes=(*nodes, *passed))
+    return without_factors(graph, replace(core, q=q, k=k, v=v, output=output, nodes=(*nodes, *passed)))
 
 
 def _made(node: Node, core: Core, heads: int, kv_heads: int, head_size: int, *, split: bool) -> AttentionSite | str:

@@ -97,13 +97,16 @@ def unrepeated(value: Value) -> tuple[Value, Nodes]:
     single, last = before(apart, "unsqueeze")
     if single is None:
         single, last = before(apart, "reshape")
-    if single is None or not _repeats(shape_of(single), shape_of(merged), shape_of(value)):
+    stacked = [shape_of(each) for each in (apart, merged, value)]
+    if single is None or not _repeats(shape_of(single), *stacked):
         return value, ()
     return single, (*nodes, *more, *last)
 
 
-def _repeats(single: Shape, merged: Shape, result: Shape) -> bool:
-    if len(single) != 4 or len(result) != 4 or (merged[0], merged[1], *merged[3:]) != single:
+def _repeats(single: Shape, apart: Shape, merged: Shape, result: Shape) -> bool:
+    if len(single) != 4 or len(result) != 4 or apart != (*single[:2], 1, *single[2:]):
+        return False
+    if (merged[0], merged[1], *merged[3:]) != single:
         return False
     few, times, many = single[1], merged[2], result[1]
     counted = isinstance(few, int) and isinstance(times, int) and few * times == many

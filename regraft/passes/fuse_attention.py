@@ -43,7 +43,7 @@ class FuseAttention(SitePass[AttentionSite, Plan]):
         """Refuse what is not asked for, and what is one node already."""
         if not is_selected(site.name, self.targets, self.exclude):
             return Reject("excluded" if is_selected(site.name, self.targets, ()) else "not among the targets")
-        if site.op == multi_head_attention.name or site.native in ONE_NODE:
+        if site.op == multi_head_attention.name or (len(site.nodes) == 1 and site.native in ONE_NODE):
             return Reject(f"it is one {site.native} node already")
         return None
 
