@@ -114,6 +114,8 @@ def with_residual(graph: Graph, block: AttentionBlock) -> AttentionBlock | None:
     result = sum_.outputs[0]
     if residual is None or residual.role == "constant" or residual.type != result.type or value.type != result.type:
         return None
+    if result.nested != block.nested:
+        return None
     return replace(
         block,
         operands={**block.operands, "residual": residual.key},
@@ -150,7 +152,7 @@ def _block(
     inner = [node for part in parts.values() for node in (*part.nodes, *part.projection.nodes)]
     between = [node.key for node in behind(outer.x)[1]]
     nodes = tuple(dict.fromkeys((*passed, *outer.nodes, *between, *site.nodes, *inner)))
-    return _read_elsewhere(graph, parts, site, nodes) or AttentionBlock(
+    return _read_elsewhere(graph, parts, end, nodes) or AttentionBlock(
         name=site.name,
         operands=operands,
         output=end.key,
@@ -226,12 +228,15 @@ def _end(outer: Projection) -> tuple[Value, tuple[str, ...]]:
     return value, passed
 
 
-def _read_elsewhere(graph: Graph, parts: Mapping[str, Part], site: AttentionSite, covered: tuple[str, ...]) -> str:
+def _read_elsewhere(graph: Graph, parts: Mapping[str, Part], end: Value, covered: tuple[str, ...]) -> str:
+    """Why a value inside must stay, or "": something else reads what the projections give, as a cache reads keys."""
     inside = frozenset(covered)
-    values = [graph.value(site.output), *(graph.value(site.operands[name]) for name in ("q", "k", "v"))]
-    values += [part.projection.output for part in parts.values()]
-    for value in values:
-        others = [node.key for node in value.users if node.key not in inside]
+    values = {part.projection.output.key: part.projection.output for part in parts.values()}
+    for node in graph.nodes():
+        if node.key in inside and any(operand is not None and operand.key in values for operand in node.inputs):
+            values |= {value.key: value for value in node.outputs if value.key != end.key}
+    for value in values.values():
+        others = [node.key for node in value.users if node.key not in inside and node.op != "shape"]
         if value.is_output or others:
             where = "returned by the graph" if value.is_output else f"also used by {others[0]}"
             return f"{value.key} is {where}"

@@ -34,11 +34,33 @@ class Shared:
     error: float
 
 
-def joint_rank(left: Tensor, right: Tensor) -> int:
-    """Return the largest numerical rank of the products leftᵀ · right of all kv heads; see `joint_factors`."""
-    _check(left, right, 1)
+def most_rank(left: Tensor, right: Tensor) -> int:
+    """Return the rank from which on nothing is cut: the head size, or less where a factor is narrower.
+
+    Raises:
+        ShapeError: when heads do not divide evenly.
+    """
+    if left.dim() != 3 or right.dim() != 3 or left.shape[1] != right.shape[1] or left.shape[0] % right.shape[0]:
+        raise ShapeError(
+            f"rank space needs [heads, head, m] and [kv_heads, head, n]; got {list(left.shape)} and {list(right.shape)}"
+        )
+    return min(left.shape[1], left.shape[2] * (left.shape[0] // right.shape[0]), right.shape[2])
+
+
+def joint_rank(left: Tensor, right: Tensor, tolerance: float) -> int:
+    """Return the largest numerical rank of the products leftᵀ · right of all kv heads; see `joint_factors`.
+
+    Args:
+        left: [heads, head, m].
+        right: [kv_heads, head, n].
+        tolerance: singular values up to this share of a kv head's largest one count as zero.
+
+    Raises:
+        ShapeError: when heads do not divide evenly.
+    """
+    most_rank(left, right)
     _, values, _ = _decomposed(left.double(), right.double())
-    floor = values.amax(-1, keepdim=True) * torch.finfo(torch.float32).eps
+    floor = values.amax(-1, keepdim=True) * tolerance
     return max(1, int((values > floor).sum(-1).max()))
 
 
@@ -56,7 +78,9 @@ def joint_factors(left: Tensor, right: Tensor, rank: int) -> Shared:
     Raises:
         ShapeError: when heads do not divide evenly, or the rank is out of range.
     """
-    _check(left, right, rank)
+    most = most_rank(left, right)
+    if not 1 <= rank <= most:
+        raise ShapeError(f"rank must be at least 1 and at most {most} for heads of {left.shape[1]}; got {rank}")
     heads, kv_heads, m = left.shape[0], right.shape[0], left.shape[2]
     left_base, values, right_base = _decomposed(left.double(), right.double())
     root = values[:, :rank].sqrt()
@@ -77,13 +101,3 @@ def _decomposed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q_right, r_right = torch.linalg.qr(right.transpose(1, 2))
     u, values, vh = torch.linalg.svd(r_left @ r_right.transpose(1, 2), full_matrices=False)
     return q_left @ u, values, q_right @ vh.transpose(1, 2)
-
-
-def _check(left: Tensor, right: Tensor, rank: int) -> None:
-    if left.dim() != 3 or right.dim() != 3 or left.shape[1] != right.shape[1] or left.shape[0] % right.shape[0]:
-        raise ShapeError(
-            f"rank space needs [heads, head, m] and [kv_heads, head, n]; got {list(left.shape)} and {list(right.shape)}"
-        )
-    most = min(left.shape[1], left.shape[2] * (left.shape[0] // right.shape[0]), right.shape[2])
-    if not 1 <= rank <= most:
-        raise ShapeError(f"rank must be at least 1 and at most {most} for heads of {left.shape[1]}; got {rank}")

@@ -135,6 +135,13 @@ class AttentionTypes:
         buffers += [count * dim_expr(_matrix(self.name, "down", down)[0]) for count, down in downs if down is not None]
         return buffers
 
+    def check_hiding(self, *, causal: bool) -> None:
+        """Raise ShapeError where a value_bias stands beside two masks, which only together tell who sees a key."""
+        masks = [name for name in ("mask", "bias") if getattr(self, name) is not None]
+        hiding = [*masks, "causal"] if causal else masks
+        fits = self.value_bias is None or len(hiding) <= 1
+        require(fits, f"{self.name}: value_bias needs keys hidden by one of them alone; got {' and '.join(hiding)}")
+
     def _check_heads(self, heads: int, kv_heads: int, blocks: int) -> None:
         grouped = heads >= 1 and kv_heads >= 1 and heads % kv_heads == 0
         require(grouped, f"{self.name}: heads must be a multiple of kv_heads; got {heads} and {kv_heads}")

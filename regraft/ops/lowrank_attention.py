@@ -44,8 +44,10 @@ def infer(
     **optional: TensorType | None,
 ) -> TensorType:
     """Return the type of y: x's leading dims, then the width behind the last product."""
-    del scale, causal
-    return AttentionTypes(op.name, x, query, key, value, out, **optional).result(heads, kv_heads, blocks)
+    del scale
+    types = AttentionTypes(op.name, x, query, key, value, out, **optional)
+    types.check_hiding(causal=bool(causal))
+    return types.result(heads, kv_heads, blocks)
 
 
 def decompose(  # noqa: PLR0917 - the operands of the op

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from regraft.graph import AttentionBlock
-from regraft.numerics.rank_space import joint_factors, joint_rank
+from regraft.graph.attention_block import Part
+from regraft.numerics.rank_space import Shared, joint_factors, joint_rank, most_rank
 from regraft.ops.lowrank_attention import op as lowrank_attention
 from regraft.passes._flash_mlp import Ranks, cut
 from regraft.passes._flash_plan import FlashPlan, bytes_of
 from regraft.passes._pass import Reject
+
+FLOOR: Final = 1e-14
+"""Share of a product's largest singular value that rounding in float64 leaves of a zero."""
 
 GROUP_WIDTH: Final = 128
 """Width up to which heads are computed together: wide enough for a fast product, and a fraction of the hidden state."""
@@ -35,9 +39,11 @@ class _Form:
 def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, blocks: int) -> FlashPlan | Reject:
     """Plan a block, or say why not."""
     site = block.attention
-    problem = _value_bias_problem(block)
+    problem = _value_bias_problem(block) or _blocks_problem(block, blocks)
     if problem:
         return Reject(problem)
+    if head_rank is not None and head_rank > site.head_size:
+        return Reject(f"head_rank={head_rank} is above the size of its heads, {site.head_size}")
     outer = cut(block.outer, ranks)
     if isinstance(outer, Reject):
         return outer
@@ -87,18 +93,16 @@ def _rank_space(block: AttentionBlock, rank: int | None, behind: dict[str, Tenso
     """Heads as wide as the products of the projections need, or as `rank` leaves them."""
     site = block.attention
     heads, kv_heads, head = site.heads, site.kv_heads, site.head_size
-    query, key = (
-        _heads(part.projection.weight[part.start : part.stop], count)
-        for part, count in ((block.query, heads), (block.key, kv_heads))
+    query, key, value = (
+        _heads(part, count) for part, count in ((block.query, heads), (block.key, kv_heads), (block.value, kv_heads))
     )
     bias = block.query.bias
     if bias is not None:  # one more input of the query, so that it is cut together with its weight
-        query = torch.cat([query, bias.reshape(heads, head, 1)], dim=2)
-    value = _heads(block.value.projection.weight[block.value.start : block.value.stop], kv_heads)
+        query = torch.cat([query, bias.double().reshape(heads, head, 1)], dim=2)
     first = behind["out"]
-    out = first.reshape(first.shape[0], heads, -1).permute(1, 2, 0)  # [heads, value, r]
-    scores = joint_factors(query, key, min(rank or joint_rank(query, key), head))
-    values = joint_factors(out, value, min(rank or joint_rank(out, value), value.shape[1]))
+    out = first.double().reshape(first.shape[0], heads, -1).permute(1, 2, 0)  # [heads, value, r]
+    tolerance = FLOOR if first.dtype == torch.float64 else torch.finfo(torch.float32).eps
+    scores, values = (_joint(left, right, rank, tolerance) for left, right in ((query, key), (out, value)))
     left = scores.left if bias is None else scores.left[:, :, :-1]
     tensors = {
         "query": left.flatten(0, 1),
@@ -106,17 +110,25 @@ def _rank_space(block: AttentionBlock, rank: int | None, behind: dict[str, Tenso
         "value": values.right.flatten(0, 1),
         "out": values.left.permute(2, 0, 1).flatten(1),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if bias is not None:
-        tensors["query_bias"] = scores.left[:, :, -1].flatten().contiguous()
+        tensors["query_bias"] = scores.left[:, :, -1].flatten()
+    tensors = {name: tensor.to(first.dtype).contiguous() for name, tensor in tensors.items()}
     tensors |= {name: tensor for name, tensor in behind.items() if name != "out"}
     widths = (scores.left.shape[1], values.left.shape[1])
     text = f"rank space, heads of {widths[0]}" + ("" if widths[0] == widths[1] else f" and {widths[1]}")
     return _Form(tensors, text, max(widths), max(scores.error, values.error, error))
 
 
-def _heads(weight: Tensor, count: int) -> Tensor:
+def _heads(part: Part, count: int) -> Tensor:
+    """The weight of a projection, [count, head, in], in float64: products of factors have their very rank."""
+    down, up = part.projection.down, part.weight.double()
+    weight = up if down is None else up @ down.double()
     return weight.reshape(count, -1, weight.shape[1])
+
+
+def _joint(left: Tensor, right: Tensor, rank: int | None, tolerance: float) -> Shared:
+    wanted = joint_rank(left, right, tolerance) if rank is None else rank
+    return joint_factors(left, right, min(wanted, most_rank(left, right)))
 
 
 def _as_it_is(block: AttentionBlock, behind: dict[str, Tensor], error: float) -> _Form:
@@ -152,9 +164,21 @@ def _by_head(block: AttentionBlock) -> bool:
 
 
 def _value_bias_problem(block: AttentionBlock) -> str:
-    if block.value.bias is None or not _by_head(block):
+    """Why what the bias of the values gives cannot stand behind the sum: who sees a key must be told by one mask."""
+    if block.value.bias is None:
         return ""
-    return "its values have a bias and its heads have masks of their own"
+    if _by_head(block):
+        return "its values have a bias and its heads have masks of their own"
+    masks = [name for name in ("mask", "bias") if name in block.operands]
+    hiding = [*masks, "causal"] if block.attention.causal else masks
+    return f"its values have a bias and keys are hidden by {' and '.join(hiding)} together" if len(hiding) > 1 else ""
+
+
+def _blocks_problem(block: AttentionBlock, blocks: int) -> str:
+    if blocks > 1 and _by_head(block):
+        return f"its heads have masks of their own and are walked at once, not in blocks={blocks}"
+    kv_heads = block.attention.kv_heads
+    return f"blocks={blocks} does not divide its {kv_heads} key and value heads" if blocks and kv_heads % blocks else ""
 
 
 def _groups(kv_heads: int, heads: int, head: int, *, one: bool) -> int:

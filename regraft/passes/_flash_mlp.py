@@ -65,6 +65,8 @@ def plan_mlp(site: MlpSite, ranks: Ranks, blocks: int) -> FlashPlan | Reject:
     """Plan a feed-forward layer in factors, or say why not."""
     if not ranks.cuts and not any(layer.is_factored for layer in site.layers):
         return Reject("its layers are dense; run low-rank before, or give keep= or rank=")
+    if blocks and (blocks - 1) * -(-site.hidden // blocks) >= site.hidden:
+        return Reject(f"its hidden width of {site.hidden} has no {blocks} blocks of {-(-site.hidden // blocks)}")
     cuts = [cut(layer, ranks) for layer in site.layers]
     refused = next((item for item in cuts if isinstance(item, Reject)), None)
     if refused is not None:
@@ -81,7 +83,7 @@ def plan_mlp(site: MlpSite, ranks: Ranks, blocks: int) -> FlashPlan | Reject:
     ranks_text = "/".join("dense" if item.down is None else str(item.rank) for item in (*inward, outer))
     return FlashPlan(
         lowrank_mlp.name,
-        f"ranks {ranks_text}, {count} blocks",
+        f"ranks {ranks_text}, {count} block{'s' if count > 1 else ''}",
         max(item.error for item in (*inward, outer)),
         "isotropic",
         bytes_of(tensors),

@@ -84,7 +84,7 @@ def _check(before: Graph, after: Graph, region: Region, tapped: Operands, *, cal
     off = 0.0 if meant is None else error_of([(meant, got)])
     failure = "" if off <= rounding else f"it differs by {off:.3g} from what {region.plan.op} means"
     # What a cut of the weights does behind softmax or an activation cannot be told beforehand: it is measured.
-    approximate = meant is not None and region.plan.announced_error > 0
+    approximate = meant is not None and region.plan.announced_error > rounding
     allowed = math.inf if approximate else region.plan.announced_error * SLACK + rounding
     return SiteCheck(error_of([(wanted, got)]), allowed, rows, failure)
 
