@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
 from regraft.graph.escape import escape
+from regraft.graph.sizes import sizes_text
 
 Status = Literal["rewritten", "kept", "rolled back"]
 
@@ -194,7 +195,7 @@ def entry_cells(entry: Entry) -> tuple[str, str, str, str, str]:
     error = "" if entry.measured_error is None else f"error {entry.measured_error:.2g}"
     size = ""
     if entry.bytes_before is not None and entry.bytes_after is not None:
-        size = f"{entry.bytes_before / 1e6:.2f} -> {entry.bytes_after / 1e6:.2f} MB"
+        size = sizes_text(entry.bytes_before, entry.bytes_after)
     return name, site, f"{escape(entry.before)} -> {escape(entry.after)}", error, size
 
 

@@ -99,7 +99,7 @@ def test_a_ledger_prints_as_aligned_lines_and_a_total_a_pass() -> None:
             "low-rank  encoder.dense  1536x384 -> rank 122  error 0.031  4.72 -> 1.88 MB",
             "low-rank  pooler         kept: it is a head (pooler); heads=true rewrites it",
             "low-rank  out            rolled back: measured error 0.5",
-            "low-rank  x              8x8 -> rank 2         error 0.2    0.00 -> 0.00 MB",
+            "low-rank  x              8x8 -> rank 2         error 0.2    0.26 -> 0.13 kB",
             "low-rank{keep=0.4}: 2 rewritten, 1 kept, 1 rolled back in 1.3 s; model output error 0.031",
             "low-rank: a remark",
             "monarch: nothing to do in 0.0 s",

@@ -5,6 +5,7 @@ from typing import Final
 
 from regraft.diff._types import Change, ConstantChange, PortChange, Summary
 from regraft.graph.escape import escape
+from regraft.graph.sizes import sizes_text
 from regraft.graph.snapshot import SnapshotValue
 from regraft.graph.text import type_text
 
@@ -45,10 +46,10 @@ def _totals(summary: Summary) -> Iterator[str]:
     name = escape(before.name) if before.name == after.name else f"{escape(before.name)} -> {escape(after.name)}"
     kind = before.kind if before.kind == after.kind else f"{before.kind} -> {after.kind}"
     yield f"{name} ({kind}): {before.nodes} -> {after.nodes} nodes, {summary.unchanged} unchanged"
-    yield f"parameters: {_bytes(before.parameter_bytes, after.parameter_bytes)}"
+    yield f"parameters: {sizes_text(before.parameter_bytes, after.parameter_bytes)}"
     yield f"multiply-adds: {_macs(summary)}"
     if before.peak_activation_bytes is not None and after.peak_activation_bytes is not None:
-        peaks = _bytes(before.peak_activation_bytes, after.peak_activation_bytes)
+        peaks = sizes_text(before.peak_activation_bytes, after.peak_activation_bytes)
         yield f"peak activations: {peaks}{_at(summary)}"
 
 
@@ -89,7 +90,7 @@ def _cells(change: Change) -> tuple[str, str, str, str]:
     size = ""
     if change.causes:
         first, last = change.causes[0].bytes_before, change.causes[-1].bytes_after
-        size = "" if first is None or last is None else _bytes(first, last)
+        size = "" if first is None or last is None else sizes_text(first, last)
     return escape(change.site), what, f"error {' + '.join(errors)}" if errors else "", size
 
 
@@ -111,7 +112,7 @@ def _constants(added: Sequence[ConstantChange], removed: Sequence[ConstantChange
 def _size(found: Sequence[ConstantChange]) -> str:
     known = sum(change.bytes or 0 for change in found)
     unknown = sum(change.bytes is None for change in found)
-    return _bytes(known) + (f" and {unknown} of unknown size" if unknown else "")
+    return sizes_text(known) + (f" and {unknown} of unknown size" if unknown else "")
 
 
 def _port(change: PortChange) -> str:
@@ -120,12 +121,6 @@ def _port(change: PortChange) -> str:
 
 def _typed(value: SnapshotValue | None) -> str:
     return "none" if value is None else f"{escape(value.name)} {type_text(value.type)}"
-
-
-def _bytes(*sizes: int) -> str:
-    """Sizes with an arrow between them, in one unit that shows the largest."""
-    scale, unit = (1e6, "MB") if max(sizes) >= 1e5 else (1e3, "kB")
-    return f"{' -> '.join(f'{size / scale:.2f}' for size in sizes)} {unit}"
 
 
 def _count(number: int, noun: str) -> str:

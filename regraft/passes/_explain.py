@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from regraft.errors import UnknownNameError
 from regraft.graph import Graph, LinearSite, NearMiss
+from regraft.graph.sizes import sizes_text
 from regraft.passes._pass import Reject, check_patterns, matches_name
 from regraft.passes._registry import AnyPass, spelling
 from regraft.passes._spelling import meant
@@ -72,7 +73,7 @@ def _of_site(item: AnyPass, site: LinearSite) -> Finding:
     if isinstance(outcome, Reject):
         return Finding(site.name, "would keep", outcome.reason)
     error = f"error {outcome.announced_error:.2g} from the weights alone"
-    size = f"{site.bytes / 1e6:.2f} -> {outcome.bytes_after / 1e6:.2f} MB"
+    size = sizes_text(site.bytes, outcome.bytes_after)
     return Finding(site.name, "would rewrite", f"{site.describe()} -> {outcome.after}, {error}, {size}")
 
 

@@ -25,7 +25,7 @@ def ledger() -> Ledger:
 def test_a_pipe_gets_one_aligned_line_a_site(capsys: pytest.CaptureFixture[str]) -> None:
     print_ledger(ledger())
     assert capsys.readouterr().out.splitlines()[:3] == [
-        "low-rank  first[bold]  64x32 -> rank 9  error 0.031  0.01 -> 0.00 MB",
+        "low-rank  first[bold]  64x32 -> rank 9  error 0.031  8.19 -> 3.46 kB",
         "low-rank  head\\x1b[2J  kept: rank 3 would not be smaller",
         "low-rank  last         rolled back: announced 0.1, measured 0.2",
     ]

@@ -17,7 +17,7 @@ def test_every_layer_has_a_verdict_with_figures_or_a_reason() -> None:
         ("classifier", "would keep"),
     ]
     assert found.findings[0].detail.startswith("12x12 -> rank 3, error 0.")
-    assert found.findings[0].detail.endswith(" from the weights alone, 0.00 -> 0.00 MB")
+    assert found.findings[0].detail.endswith(" from the weights alone, 0.62 -> 0.34 kB")
     assert found.findings[2].detail == "it is a head (classifier); heads=true rewrites it"
     assert str(found).splitlines()[2] == f"classifier  would keep: {found.findings[2].detail}"
 
