@@ -1,6 +1,6 @@
 """Memory and time of low-rank encoder layers: one product after the other, against the pass flash-svd.
 
-    python benchmarks/bench_flash_svd.py [--batch 32] [--sequence 256] [--layers 2] [--rounds 9] [--threads 2]
+    python benchmarks/bench_flash_svd.py [--batch 32] [--sequence 256] [--layers 2] [--rounds 9] [--threads 2] [--device cuda]
 
 Layers of BERT-Base (hidden 768, 12 heads, feed-forward 3072) whose weights are exactly of rank 40 a head for queries,
 keys and values, and 240 elsewhere, so that all forms compute the same function:
@@ -9,13 +9,15 @@ keys and values, and 240 elsewhere, so that all forms compute the same function:
     unfused    each projection as two products, per head for queries, keys and values (what FlashSVD compares with)
     flash-svd  what the pass makes of the dense layers at these ranks; "own" with ONNX Runtime's own operators
 
-Peak: bytes of activations alive at once beyond the input. In torch every allocation is seen by a dispatch mode; in ONNX
+Peak: bytes of activations alive at once beyond the input. In torch every allocation is seen by a dispatch mode, on a
+GPU by its allocator; in ONNX
 Runtime it is the growth of the resident set over one run in a process of its own, with the arena off and an allocator
 that returns memory at once (exact to the megabyte; page faults cost time, so time is taken in a normal process).
 Buffer: the largest single tensor that is not an input, an output or a weight.
 """
 
 import argparse
+import copy
 import os
 import subprocess
 import sys
@@ -179,12 +181,21 @@ class Allocations(TorchDispatchMode):
 
 @torch.no_grad()
 def torch_memory(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int]:
-    """Return the peak of activations, and the largest one."""
-    seen = Allocations()
+    """Return the peak of activations, and the largest one; on a GPU the peak is that of torch's allocator."""
+    seen, peak = Allocations(), 0
+    on_gpu = inputs[0].is_cuda
+    if on_gpu:
+        model(*inputs)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(*inputs)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
     seen.know(*inputs, *model.parameters(), *model.buffers())
     with seen:
         model(*inputs)
-    return seen.peak, seen.largest
+    return peak if on_gpu else seen.peak, seen.largest
 
 
 def onnx_memory(path: Path, batch: int, sequence: int, threads: int) -> int:
@@ -246,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("batch", 32), ("sequence", 256), ("layers", 2), ("rounds", 9), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where torch runs (cpu)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -263,19 +275,28 @@ def main() -> None:
         wanted, got = unfused(*small), flash.model(*small)
     print(f"flash-svd differs from unfused by {float((wanted - got).norm() / wanted.norm()):.1e}\n")
     models = {"unfused": unfused, "dense": dense, "flash-svd": flash.model}
-    _torch_table(models, inputs, given.rounds)
+    if given.device == "cuda":
+        moved = {name: copy.deepcopy(model).cuda() for name, model in models.items()}
+        _torch_table("torch, cuda", moved, tuple(tensor.cuda() for tensor in inputs), given.rounds)
+        return
+    _torch_table("torch", models, inputs, given.rounds)
     _onnx_table(models, flash, small, given)
 
 
-def _torch_table(models: dict[str, Any], inputs: tuple[Tensor, ...], rounds: int) -> None:
+def _torch_table(title: str, models: dict[str, Any], inputs: tuple[Tensor, ...], rounds: int) -> None:
     figures = {name: torch_memory(model, inputs) for name, model in models.items()}
     with torch.no_grad():
         times = compare({name: _caller(model, inputs) for name, model in models.items()}, rounds=rounds)
-    _print("torch", figures, times)
+    _print(title, figures, times)
 
 
 def _caller(model: Any, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
-    return lambda: model(*inputs)
+    def call() -> None:
+        model(*inputs)
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize()
+
+    return call
 
 
 def _onnx_table(
