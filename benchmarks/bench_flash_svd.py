@@ -1,6 +1,6 @@
 """Memory and time of low-rank encoder layers: one product after the other, against the pass flash-svd.
 
-    python benchmarks/bench_flash_svd.py [--batch 32] [--sequence 256] [--layers 2] [--rounds 9] [--threads 2] [--device cuda]
+    python benchmarks/bench_flash_svd.py [--batch 32] [--sequence 256] [--layers 2] [--rounds 9] [--device cuda]
 
 Layers of BERT-Base (hidden 768, 12 heads, feed-forward 3072) whose weights are exactly of rank 40 a head for queries,
 keys and values, and 240 elsewhere, so that all forms compute the same function:
@@ -10,9 +10,9 @@ keys and values, and 240 elsewhere, so that all forms compute the same function:
     flash-svd  what the pass makes of the dense layers at these ranks; "own" with ONNX Runtime's own operators
 
 Peak: bytes of activations alive at once beyond the input. In torch every allocation is seen by a dispatch mode, on a
-GPU by its allocator; in ONNX
-Runtime it is the growth of the resident set over one run in a process of its own, with the arena off and an allocator
-that returns memory at once (exact to the megabyte; page faults cost time, so time is taken in a normal process).
+GPU by its allocator; in ONNX Runtime it is the growth of the resident set over one run in a process of its own, with
+the arena off and an allocator that returns memory at once (exact to the megabyte; page faults cost time, so time is
+taken in a normal process).
 Buffer: the largest single tensor that is not an input, an output or a weight.
 """
 
