@@ -1,5 +1,6 @@
 """Tiny models with attention for tests: of transformers, from configurations, and written by hand; captured once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -146,3 +147,31 @@ def exported(name: str, opset: int, attention: str = "sdpa") -> OnnxGraph:
 
 def captured(module: nn.Module, *example: Any) -> FxGraph:
     return capture(module.eval(), example)
+
+
+class Calls(nn.Module):
+    """Calls a function of queries, keys and values, each behind a layer."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.function(*(layer(x) for layer, x in zip(self.layers, given, strict=True)))
+
+
+def merged(y: Tensor) -> Tensor:
+    return y.transpose(1, 2).flatten(2)
+
+
+def apart(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+def operands(batch: int, queries: int, keys: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(queries)
+    shapes = ((batch, queries, WIDTH), (batch, keys, WIDTH), (batch, keys, WIDTH))
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)

@@ -8,8 +8,20 @@ import onnx
 import onnx.parser
 import pytest
 import torch
-from attention_models import HEADS, NAMES, WIDTH, captured, case, exported, inputs
-from torch import Tensor, nn
+from attention_models import (
+    HEADS,
+    NAMES,
+    WIDTH,
+    Calls,
+    apart,
+    captured,
+    case,
+    exported,
+    inputs,
+    merged,
+    operands,
+)
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from regraft.diff import diff
@@ -145,28 +157,6 @@ def test_a_wrong_build_is_caught_and_taken_back_alone(where: str, fault: str, gi
 # Written by hand: torch
 
 
-class Calls(nn.Module):
-    """Calls a function of queries, keys and values, each behind a layer."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
-
-    def forward(self, *given: Tensor) -> Tensor:
-        return self.function(*(layer(x) for layer, x in zip(self.layers, given, strict=True)))
-
-
-def merged(y: Tensor) -> Tensor:
-    return y.transpose(1, 2).flatten(2)
-
-
-def apart(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-
-
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return merged(scaled_dot_product_attention(apart(q), apart(k), apart(v), is_causal=True))
 
@@ -196,12 +186,6 @@ def positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     bias = torch.sin(q[:, None, :, :1] * 3 - k[:, None, :, 0][:, :, None])
     scores = apart(q * 0.3) @ apart(k).transpose(-1, -2) + bias
     return merged(torch.softmax(scores, -1) @ apart(v))
-
-
-def operands(batch: int, queries: int, keys: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(queries)
-    shapes = ((batch, queries, WIDTH), (batch, keys, WIDTH), (batch, keys, WIDTH))
-    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
 
 
 @pytest.mark.parametrize("function", [causal, grouped, hidden, unseen, positions])

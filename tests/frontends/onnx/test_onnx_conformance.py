@@ -43,6 +43,7 @@ WAYS = (
     (18, torch.float64, True, False),
     (18, torch.float16, True, False),
     (13, torch.float16, False, True),
+    (23, torch.float32, True, False),
 )
 
 RUNS = [Run(op, example, *way) for op in all_ops().values() for example in op.examples for way in WAYS]
