@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 from regraft.cli.commands import optimize as command
@@ -43,6 +44,35 @@ def test_a_function_of_a_torch_model_becomes_an_onnx_file(run: Callable, zoo: st
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines()[0].split()[:2] == ["low-rank", "first"]
     assert {node.op_type for node in onnx.load("small.onnx").graph.node} >= {"LowrankLinear"}
+
+
+ATTENTION = """<ir_version: 10, opset_import: ["": 21]>
+net (float[b, s, 6] q, float[b, t, 6] k, float[b, t, 6] v) => (float[b, s, 6] y) {
+    heads = Constant <value_ints = [0, 0, 2, 3]> () flat = Constant <value_ints = [0, 0, 6]> ()
+    q4 = Reshape(q, heads) k4 = Reshape(k, heads) v4 = Reshape(v, heads)
+    qh = Transpose <perm = [0, 2, 1, 3]> (q4) kh = Transpose <perm = [0, 2, 3, 1]> (k4)
+    vh = Transpose <perm = [0, 2, 1, 3]> (v4)
+    p = MatMul(qh, kh) a = Softmax <axis = -1> (p) h = MatMul(a, vh)
+    o = Transpose <perm = [0, 2, 1, 3]> (h) y = Reshape(o, flat)
+}"""
+
+
+@pytest.mark.parametrize("target", [None, "onnxruntime"])
+def test_a_file_is_for_any_runtime_unless_a_target_is_named(run: Callable, target: str | None) -> None:
+    onnx.save(onnx.parser.parse_model(ATTENTION), "net.onnx")
+    options = ["--target", target] if target else []
+    outcome = run("optimize", "net.onnx", "-p", "fuse-attention", "-o", "out.onnx", "--functions", "inline", *options)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "2 heads of 3, 11 nodes -> 1 node" in outcome.out.splitlines()[0]
+    found = {node.op_type for node in onnx.load("out.onnx").graph.node}
+    assert ("MultiHeadAttention" in found, "Softmax" in found) == ((True, False) if target else (False, True))
+
+
+def test_an_unknown_target_is_a_usage_error(run: Callable, onnx_file: Path) -> None:
+    outcome = run("optimize", onnx_file.name, "-p", PASS, "-o", "small.onnx", "--target", "tensorrt")
+    assert outcome.code == 2
+    assert "'tensorrt' is not one of 'onnxruntime'" in outcome.err
+    assert not Path("small.onnx").exists()
 
 
 def test_a_torch_model_takes_its_inputs_from_a_file(run: Callable, zoo: str) -> None:
@@ -202,8 +232,8 @@ def test_a_model_that_cannot_be_had_leaves_nothing_behind(
     ("options", "text"),
     [
         (["--opset", 99], f"opset must be from 13 to {onnx.defs.onnx_opset_version()} for an ONNX model; got 99"),
-        (["--seed", -1], "seed must be from 0 to 4294967295; got -1"),
-        (["--seed", 2**70], f"seed must be from 0 to 4294967295; got {2**70}"),
+        (["--seed", -1], "seed must be a whole number from 0 to 4294967295; got -1"),
+        (["--seed", 2**70], f"seed must be a whole number from 0 to 4294967295; got {2**70}"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_usage_errors_with_the_range(

@@ -63,6 +63,9 @@ def optimize(
     functions: Annotated[
         Literal["keep", "inline"], typer.Option(help="Structured ops as functions, or as plain operators.")
     ] = "keep",
+    target: Annotated[
+        Literal["onnxruntime"] | None, typer.Option(help="Write for this runtime, attention fused; else for any.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     diff: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what changed: .txt or .json.")] = None,
     ledger: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done.")] = None,
@@ -95,7 +98,7 @@ def optimize(
         progress=progress and not quiet,
         instruments=_instruments(print_after_all, print_after_change),
     )
-    optimized.export(out, opset=opset, functions=functions)
+    optimized.export(out, opset=opset, functions=functions, target=target)
     _write_reports(optimized, outputs)
     if as_json:
         print_json(_document(loaded, optimized, out))
