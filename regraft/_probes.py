@@ -100,8 +100,13 @@ def score(graph: Graph, evaluate: Any) -> float:
     """Return the user's score of a graph, given to their function as a module of its own, or as an executable."""
     if isinstance(graph, FxGraph):
         with torch.no_grad():
-            return float(evaluate(borrowed(graph.module)))
-    return float(evaluate(compile_graph(graph, _native_backend(graph))))
+            found = evaluate(borrowed(graph.module))
+    else:
+        found = evaluate(compile_graph(graph, _native_backend(graph)))
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"budget: evaluate must return one number; got a {type(found).__name__}") from error
 
 
 def speedup(original: Graph, rewritten: Graph, inputs: Any, target: str) -> float:

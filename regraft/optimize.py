@@ -1,7 +1,7 @@
 """The main job: capture a model, rewrite it, check the rewrite, and hand it back in the form it came in."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from torch import Tensor
@@ -72,8 +72,10 @@ def optimize(
     resolved = resolve_passes(passes)
     if on_violation not in ("rollback", "raise", "warn"):
         raise OptionError(f"on_violation must be 'rollback', 'raise' or 'warn'; got {on_violation!r}")
-    if not 0 <= seed <= LARGEST_SEED:
-        raise OptionError(f"seed must be from 0 to {LARGEST_SEED}; got {seed}")
+    if not isinstance(cast(Any, seed), int) or not 0 <= seed <= LARGEST_SEED:
+        raise OptionError(f"seed must be a whole number from 0 to {LARGEST_SEED}; got {seed!r}")
+    if not isinstance(cast(Any, budget), Budget | None):
+        raise OptionError(f"budget must be a regraft.Budget; got {budget!r}", hint="regraft.Budget(max_error=0.05)")
     batches = _batches(calibration)
     with reporter(progress) as report:
         report("capture", 0, 0)

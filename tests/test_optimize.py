@@ -106,6 +106,10 @@ def test_unknown_settings_are_refused_before_any_work() -> None:
         optimized("low-rnk")
     with pytest.raises(OptionError, match="at least one pass is needed"):
         optimized([])
+    with pytest.raises(OptionError, match=r"seed must be a whole number from 0 to 4294967295; got 1\.5"):
+        optimized(seed=1.5)
+    with pytest.raises(OptionError, match=r"budget must be a regraft\.Budget; got 0\.1"):
+        optimized(budget=0.1)
 
 
 def test_a_rank_that_makes_no_layer_smaller_is_an_error_that_says_what_would() -> None:
@@ -272,6 +276,31 @@ def test_calibration_that_is_no_list_of_batches_is_refused_with_the_remedy(given
     with pytest.raises(OptionError, match="calibration must be an iterable of batches of inputs; got one") as caught:
         optimized(calibration=given)
     assert caught.value.hint == "put a single batch in a list: calibration=[batch]"
+
+
+def test_calibration_of_an_onnx_model_that_holds_no_arrays_is_refused(tmp_path: Path) -> None:
+    path = optimized().export(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"^calibration\[0\]: onnxruntime: inputs must be arrays .*; got one int$"):
+        regraft.optimize(path, "low-rank", calibration=[1, 2], progress=False)
+
+
+@pytest.mark.parametrize(("given", "kind"), [(1, "int"), (None, "NoneType"), ("a", "str")])
+def test_calibration_of_a_torch_model_that_holds_no_tensors_is_refused(given: Any, kind: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^calibration\[0\]: Sequential: inputs must be tensors, .*; got one {kind}$"
+    ):
+        optimized(calibration=[given])
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(OptionError, match="budget: evaluate must return one number; got a NoneType"):
+        optimized(budget=regraft.Budget(evaluate=lambda model: None, max_drop=0.1))  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("opset", ["21", 21.0])
+def test_an_opset_that_is_no_whole_number_is_refused(tmp_path: Path, opset: Any) -> None:
+    with pytest.raises(OptionError, match=f"opset must be from 18 to [0-9]+ for a PyTorch model; got {opset!r}"):
+        optimized().export(tmp_path / "m.onnx", opset=opset)
 
 
 def test_a_layer_that_is_called_twice_is_rewritten_once() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from regraft.backends.onnxruntime._from_torch import DEFAULT_OPSET, OLDEST_OPSET, to_onnx
 from regraft.backends.onnxruntime._spelling import fused_attention, respell
@@ -42,8 +42,8 @@ def export_graph(
 def check_opset(opset: int | None, *, from_torch: bool) -> None:
     """Raise OptionError for an opset at which no model that came from PyTorch, or from ONNX, can be written."""
     oldest, kind = (OLDEST_OPSET, "a PyTorch") if from_torch else (OLDEST, "an ONNX")
-    if opset is not None and not oldest <= opset <= newest_opset():
-        raise OptionError(f"opset must be from {oldest} to {newest_opset()} for {kind} model; got {opset}")
+    if opset is not None and not (isinstance(cast(Any, opset), int) and oldest <= opset <= newest_opset()):
+        raise OptionError(f"opset must be from {oldest} to {newest_opset()} for {kind} model; got {opset!r}")
 
 
 def as_onnx(graph: Graph, opset: int | None = None) -> OnnxGraph:

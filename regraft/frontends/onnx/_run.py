@@ -1,8 +1,8 @@
 """Running a whole model: inputs checked by name, type and shape first, then ONNX Runtime."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, cast
 
 import numpy as np
 import onnx
@@ -102,6 +102,9 @@ def bind_inputs(declared: Sequence[ir.Value], inputs: Inputs) -> dict[str, Tenso
 def _by_name(declared: Sequence[ir.Value], inputs: Inputs) -> dict[str, Any]:
     if isinstance(inputs, Mapping):
         return {str(name): content for name, content in inputs.items() if content is not None}
+    if not isinstance(cast(Any, inputs), Tensor | np.ndarray | Iterable):
+        given = type(inputs).__name__
+        raise InputError(f"onnxruntime: inputs must be arrays or tensors, by position or by name; got one {given}")
     positional = [inputs] if isinstance(inputs, Tensor | np.ndarray) else list(inputs)
     if len(positional) > len(declared):
         names = ", ".join(str(value.name) for value in declared)

@@ -88,6 +88,9 @@ def _from_graph_module(module: fx.GraphModule) -> FxGraph:
 
 def _from_module(model: nn.Module, example_inputs: Any, dynamic_shapes: Any) -> FxGraph:
     name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        hint = "pass the nn.Module that it was made from"
+        raise CaptureError(f"{name} cannot be captured: TorchScript keeps no Python code to trace", hint=hint)
     _check_names(model, name)
     example = example_of(model, _given_or_dummy(model, name, example_inputs))
     if isinstance(model, fx.GraphModule) and not any(_not_aten(node) for node in model.graph.nodes):

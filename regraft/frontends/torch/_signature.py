@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -106,6 +106,9 @@ class Signature:
             given = {str(name): _as_tensors(value) for name, value in inputs.items()}
         else:
             by_place: Sequence[Any] = (inputs,) if isinstance(inputs, Tensor | np.ndarray) else inputs
+            if not isinstance(cast(Any, by_place), Sequence) or isinstance(by_place, str):
+                given = type(inputs).__name__
+                raise InputError(f"{self.model}: inputs must be tensors, by position or by name; got one {given}")
             if len(by_place) > len(self.parameters):
                 wanted = f"takes {len(self.parameters)} inputs ({', '.join(self.parameters)})"
                 raise InputError(f"{self.model} {wanted}; got {len(by_place)}")

@@ -141,3 +141,10 @@ def test_a_symbolically_traced_module_without_inputs_is_refused() -> None:
 def test_capture_prints_nothing_of_its_attempts(capfd: pytest.CaptureFixture[str]) -> None:
     refusal(Branching(), X, CaptureError)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_is_refused_with_the_next_thing_to_try() -> None:
+    text, hint = refusal(torch.jit.trace(Mlp(), torch.ones(2, 8)), torch.ones(2, 8), CaptureError)
+    assert text.endswith(" cannot be captured: TorchScript keeps no Python code to trace")
+    assert hint == "pass the nn.Module that it was made from"
