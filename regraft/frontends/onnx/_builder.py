@@ -17,7 +17,7 @@ from regraft.errors import DtypeError
 from regraft.frontends.onnx._tensors import onnx_dtype
 from regraft.ops import erf_gelu, tanh_gelu
 
-_CAST_LIKE_SINCE: Final = 15
+CAST_LIKE_SINCE: Final = 15
 _SPLIT_COUNT_SINCE: Final = 18
 _SHAPE_RANGE_SINCE: Final = 15
 _PAD_AXES_SINCE: Final = 18
@@ -159,7 +159,7 @@ class OnnxBuilder:
     def cast_like(self, x: Sym, like: Sym) -> Sym:
         if like.is_fixed and like.dtype is not None:
             return self.cast(x, like.dtype)
-        if self.opset >= _CAST_LIKE_SINCE:
+        if self.opset >= CAST_LIKE_SINCE:
             return self._result(like, "CastLike", [self._plain(x), like.value])
         return self.cast(x, self._typed(like))
 
@@ -171,7 +171,7 @@ class OnnxBuilder:
         return value
 
     def scalar(self, value: float, like: Sym) -> Sym:
-        if self.opset >= _CAST_LIKE_SINCE and not like.is_fixed:
+        if self.opset >= CAST_LIKE_SINCE and not like.is_fixed:
             # In double precision until the type is known, so that no digit is lost on the way to it.
             wide = self._constant(np.asarray(value, np.float64))
             return self._result(like, "CastLike", [wide, like.value])
@@ -277,7 +277,7 @@ class OnnxBuilder:
         if like.dtype is None:
             raise DtypeError(
                 f"opset {self.opset} has no CastLike: the element type of {like.value.name} must be known",
-                hint=f"convert the model to opset {_CAST_LIKE_SINCE} or later",
+                hint=f"convert the model to opset {CAST_LIKE_SINCE} or later",
             )
         return like.dtype
 

@@ -4,7 +4,7 @@ Only nodes whose schema changed between the two versions go through onnx's conve
 functions of structured ops are made anew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import onnx
@@ -14,13 +14,16 @@ from onnx.defs import OpSchema
 
 from regraft.errors import ExportError
 from regraft.frontends.onnx._attributes import plain
+from regraft.frontends.onnx._builder import CAST_LIKE_SINCE
 from regraft.frontends.onnx._canonical import DOMAIN, structured_op
 from regraft.frontends.onnx._functions import FUNCTIONS_SINCE_IR, Values, function_for
 from regraft.frontends.onnx._index import bodies
+from regraft.frontends.onnx._infer import infer_types
 from regraft.frontends.onnx._opset import OLDEST, default_opset, newest_opset, schema_of
 from regraft.frontends.onnx._tensors import dtype_label
 from regraft.frontends.onnx._views import constant_of
 from regraft.graph.escape import escape
+from regraft.graph.types import TensorType
 
 _SMALL: Final = 4096  # elements: axes, shapes and the like, which some converters turn into attributes
 _BODIES: Final = frozenset({"If", "Loop", "Scan"})  # between opsets only the types that they take changed
@@ -41,11 +44,12 @@ def convert_opset(model: ir.Model, opset: int, name: str) -> None:
     if not OLDEST <= opset <= newest_opset():
         raise ExportError(f"{name}: opset must be from {OLDEST} to {newest_opset()}; got {opset}")
     before = default_opset(model)
+    types = infer_types(model) if opset < CAST_LIKE_SINCE else {}
     _convert_graph(model.graph, before, opset, name)
     for function in model.functions.values():
         if function.domain != DOMAIN:
             _convert_function(function, opset, name)
-    _remake_functions(model, opset)
+    _remake_functions(model, opset, types)
     _set_opset(model.opset_imports, opset)
     minimum = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.ir_version = max(model.ir_version or 0, minimum, FUNCTIONS_SINCE_IR if model.functions else 0)
@@ -184,8 +188,8 @@ def _spliced(
     return nodes, [values.get(name, blank) for name, blank in zip(outputs, absent, strict=True)]
 
 
-def _remake_functions(model: ir.Model, opset: int) -> None:
-    """Make the functions of structured ops anew, each for the calls that it has."""
+def _remake_functions(model: ir.Model, opset: int, types: Mapping[str, TensorType]) -> None:
+    """Make the functions of structured ops anew, each for the calls that it has; `types` are what the file omits."""
     old = [identifier for identifier in model.functions if identifier[0] == DOMAIN]
     remade: dict[ir.OperatorIdentifier, ir.Function] = {}
     for node in _calls(model, old):
@@ -194,7 +198,7 @@ def _remake_functions(model: ir.Model, opset: int) -> None:
             continue
         op, absent = structured
         names = [operand.name for operand in op.operands if operand.name not in absent]
-        labels = {name: dtype_label(value.dtype) for name, value in zip(names, node.inputs, strict=True) if value}
+        labels = {name: _dtype(value, types) for name, value in zip(names, node.inputs, strict=True) if value}
         dtypes = {name: label for name, label in labels.items() if label is not None}
         function = function_for(op, frozenset(names), opset, _values(node), dtypes)
         node.op_type = function.name
@@ -205,6 +209,10 @@ def _remake_functions(model: ir.Model, opset: int) -> None:
         else:
             _convert_function(model.functions[identifier], opset, model.graph.name or "model")
     model.functions.update(remade)
+
+
+def _dtype(value: ir.Value, types: Mapping[str, TensorType]) -> str | None:
+    return dtype_label(value.dtype) or types.get(str(value.name), TensorType()).dtype
 
 
 def _calls(model: ir.Model, identifiers: Sequence[ir.OperatorIdentifier]) -> Iterable[ir.Node]:

@@ -114,3 +114,14 @@ def test_functions_of_the_users_own_are_converted_too(tmp_path: Path) -> None:
     save(graph, tmp_path / "out.onnx", opset=18)
     converted = load(tmp_path / "out.onnx")
     torch.testing.assert_close(converted.run(X)[0], graph.run(X)[0])
+
+
+def test_types_that_the_file_leaves_out_are_inferred_for_an_opset_that_needs_them(tmp_path: Path) -> None:
+    proto = mlp(opset=18)
+    del proto.graph.value_info[:]
+    graph = load(proto)
+    rewrite_all(graph)
+    save(graph, tmp_path / "down.onnx", opset=13)
+    converted = load(tmp_path / "down.onnx")
+    converted.validate()
+    torch.testing.assert_close(converted.run(X)[0], graph.run(X)[0])
