@@ -49,15 +49,27 @@ class Causes:
     def explain(
         self, before: Sequence[SnapshotNode], after: Sequence[SnapshotNode]
     ) -> tuple[tuple[Cause, ...], list[Entry]]:
-        """Return the causes of a change in the order of the passes, and the ledger's entries that they come from."""
+        """Return the causes of a change, the first one first, and the ledger's entries of its last node.
+
+        When a later pass rewrote parts of a layer (each factor of a low-rank one), all of them are causes.
+        """
         for story in self._stories(before, after):
             if not story.told:
                 story.told = True
-                return tuple(_cause(entry) for entry in story.entries), story.entries
+                parts = chain.from_iterable(self._parts(story, after))
+                return tuple(_cause(entry) for entry in (*story.entries, *parts)), story.entries
         for node in after:
-            if any(value.key in self._annotated for value in node.outputs):
+            if PASS in node.metadata and any(value.key in self._annotated for value in node.outputs):
                 return (Cause(node.metadata[PASS], node.metadata.get(SITE, node.scope)),), []
         return (), []
+
+    def _parts(self, whole: _Story, after: Sequence[SnapshotNode]) -> Iterator[Sequence[Entry]]:
+        """What was done to the other nodes that now stand for a layer, each told once."""
+        for value in chain.from_iterable(node.outputs for node in after):
+            story = self._by_output.get(value.key)
+            if story is not None and not story.told and story is not whole:
+                story.told = True
+                yield story.entries
 
     def _stories(self, before: Sequence[SnapshotNode], after: Sequence[SnapshotNode]) -> Iterator[_Story]:
         for node in (*before, *after):

@@ -102,7 +102,7 @@ def _change(old: Side, new: Side, group: Group, values: Values, causes: Causes) 
         was, now = describe_difference(before[0], after[0], same_operands=same)
     else:
         was, now = describe(old, before), describe(new, after)
-    return Change(kind, found[-1].site if found else _site(before, after), before, after, was, now, found)
+    return Change(kind, found[0].site if found else _site(before, after), before, after, was, now, found)
 
 
 def _kind(before: Sequence[SnapshotNode], after: Sequence[SnapshotNode]) -> ChangeKind:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from regraft.diff._types import Change, ConstantChange, PortChange, Summary
+from regraft.diff._types import Cause, Change, ConstantChange, PortChange, Summary
 from regraft.graph.escape import escape
 from regraft.graph.sizes import sizes_text
 from regraft.graph.snapshot import SnapshotValue
@@ -87,11 +87,19 @@ def _cells(change: Change) -> tuple[str, str, str, str]:
     else:
         what = f"{escape(change.was)} -> {escape(change.now)}"
     errors = [f"{cause.error:.2g}" for cause in change.causes if cause.error is not None]
-    size = ""
-    if change.causes:
-        first, last = change.causes[0].bytes_before, change.causes[-1].bytes_after
-        size = "" if first is None or last is None else sizes_text(first, last)
-    return escape(change.site), what, f"error {' + '.join(errors)}" if errors else "", size
+    return escape(change.site), what, f"error {' + '.join(errors)}" if errors else "", _site_size(change.causes)
+
+
+def _site_size(causes: Sequence[Cause]) -> str:
+    """Bytes of a layer before the first rewrite and after the last; each counts what it was about, maybe one factor."""
+    pairs = [
+        (cause.bytes_before, cause.bytes_after)
+        for cause in causes
+        if cause.bytes_before is not None and cause.bytes_after is not None
+    ]
+    if not pairs or len(pairs) < len(causes):
+        return ""
+    return sizes_text(pairs[0][0], pairs[0][0] - sum(before - after for before, after in pairs))
 
 
 def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> Iterator[str]:

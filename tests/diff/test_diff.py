@@ -458,3 +458,27 @@ def test_names_are_escaped_when_printed():
     after = snapshot([value("x", 2)], [], [SnapshotNode("y", evil, evil, evil, ("x",), (value("y", 2),))], "y")
     text = str(diff(before, after))
     assert "\\x1b[2J\\u202e  relu -> \\x1b[2J\\u202e" in text
+
+
+def test_factors_that_a_later_pass_rewrote_one_by_one_count_together():
+    parts = [
+        entry(f"{LAYERS[0]}.{part}", 0, pass_name="llm-int8", before=shape, after="int8", op="int8_linear",
+              measured_error=0.01, bytes_before=before, bytes_after=after, removed=("add_0",), output=output)
+        for part, shape, before, after, output in (("down", "2x8", 64, 24, "low"), ("up", "8x2", 96, 56, "add_0"))
+    ]  # fmt: skip
+    rewritten = encoder(rewritten=LAYERS[:1])
+    low = node("int8_linear", "x d0", value("low", "batch", 2), f"{LAYERS[0]}.down")
+    up = node("int8_linear", "low u0 b0", value("add_0", "batch", 8), f"{LAYERS[0]}.up")
+    after = replace(rewritten, nodes=(low, up, *rewritten.nodes[1:]))
+    lines = str(diff(encoder(), after, ledger(entry(LAYERS[0], 0), *parts))).split("\n")
+    assert "low-rank + llm-int8: 1 site" in lines
+    assert (
+        lines[4] == f"  {LAYERS[0]}  matmul + add 8x8 -> int8_linear int8  error 0.031 + 0.01 + 0.01  0.29 -> 0.08 kB"
+    )
+
+
+def test_of_two_results_with_one_key_only_the_annotated_one_has_a_cause():
+    noted = node("fast", "x", value("a", 8), "one", {}, {"regraft.pass": "low-rank"})
+    plain = node("slow", "x", value("a", 8), "one")
+    found = diff(snapshot([value("x", 8)], [], [], "x"), snapshot([value("x", 8)], [], [plain, noted], "a"))
+    assert {change.cause and change.cause.pass_name for change in found.changes} <= {None, "low-rank"}
