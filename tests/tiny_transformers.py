@@ -136,8 +136,8 @@ def block_example(
 @lru_cache(maxsize=16)
 def library_model(name: str) -> nn.Module:
     """Return a model of the library: one layer of 4 heads of 6, 56 wide inside (grouped by two for llama)."""
-    sizes = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 24}
-    inner = {"intermediate_size": 56}
+    sizes: dict[str, Any] = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 24}
+    inner: dict[str, Any] = {"intermediate_size": 56}
     made: dict[str, Any] = {
         "bert": lambda: BertModel(BertConfig(**sizes, **inner)),
         "vit": lambda: ViTModel(ViTConfig(**{**sizes, "image_size": 12, "patch_size": 4, "qkv_bias": True}, **inner)),

@@ -72,6 +72,8 @@ class Causes:
                 yield story.entries
 
     def _stories(self, before: Sequence[SnapshotNode], after: Sequence[SnapshotNode]) -> Iterator[_Story]:
+        kept = _results(before) & _results(after)
+        yield from (self._by_output[key] for key in self._by_output if key in kept)
         for node in (*before, *after):
             yield from (self._by_output[value.key] for value in node.outputs if value.key in self._by_output)
         for node in after:
@@ -79,6 +81,10 @@ class Causes:
         for node in after:  # a re-export keeps neither keys nor metadata, but the layer's name
             layer = self._by_layer.get(node.scope, ()) if node.scope else ()
             yield from (story for story in layer if story.entries[-1].op == node.op)
+
+
+def _results(nodes: Sequence[SnapshotNode]) -> set[str]:
+    return {value.key for node in nodes for value in node.outputs}
 
 
 def _calls(entry: Entry) -> Iterator[Entry]:

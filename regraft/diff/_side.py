@@ -36,9 +36,14 @@ class Side:
         """Places of the nodes that read a value, by the value's key, in order."""
         found: dict[str, list[int]] = {}
         for place, node in enumerate(self.nodes):
-            for key in dict.fromkeys(node.inputs):
+            for key in dict.fromkeys((*node.inputs, *self._extents(node))):
                 found.setdefault(key, []).append(place)
         return found
+
+    def _extents(self, node: SnapshotNode) -> list[str]:
+        """Keys of computed numbers that attributes name, as torch's views name the extents of their result."""
+        listed = [part for value in node.attributes.values() if isinstance(value, tuple) for part in value]
+        return [part for part in listed if isinstance(part, str) and part in self.by_result]
 
     @cached_property
     def values(self) -> dict[str, SnapshotValue]:

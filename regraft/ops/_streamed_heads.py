@@ -113,7 +113,10 @@ class AttentionTypes:
         return result
 
     def cost(self, heads: int, kv_heads: int, blocks: int) -> OpCost:
-        """Multiply-adds of all products; the largest buffer inside is a group's scores, or what a factor makes."""
+        """Multiply-adds of all products; the largest buffer inside is a group's, or what a first factor makes.
+
+        Scores count as no buffer, as for every attention: runtimes' operators for it hold none.
+        """
         context = self.x if self.context is None else self.context
         if self.x.shape is None or context.shape is None:
             return OpCost()
@@ -124,7 +127,7 @@ class AttentionTypes:
         width += dim_expr(_matrix(self.name, "value", self.value)[0]) * sympy.Rational(heads, kv_heads)
         pairs = rows * dim_expr(context.shape[-2])
         macs += pairs * width
-        widest = sympy.Max(pairs * sympy.Rational(heads, blocks), *self._buffers(rows, keys, blocks))
+        widest = sympy.Max(*self._buffers(rows, keys, blocks))
         return OpCost(macs=macs, transient_bytes=widest * sympy.Rational(dtype_bits(self.x.dtype), 8))
 
     def _buffers(self, rows: sympy.Expr, keys: sympy.Expr, blocks: int) -> list[sympy.Expr]:
