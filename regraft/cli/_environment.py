@@ -170,7 +170,10 @@ def _machine(torch: ModuleType | None) -> dict[str, str]:
 
 
 def _processor(torch: ModuleType | None) -> str:
-    parts = [] if torch is None else [f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability()]
+    parts: list[str] = []
+    if torch is not None:
+        threads = torch.get_num_threads()
+        parts = [f"{threads} thread{'' if threads == 1 else 's'}", torch.backends.cpu.get_cpu_capability()]
     return ", ".join([*parts, *_features(_cpu_flags())]) or "unknown"
 
 

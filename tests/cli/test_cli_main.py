@@ -35,6 +35,14 @@ def test_the_version_is_the_packages(run: Callable) -> None:
     assert (outcome.code, outcome.out, outcome.err) == (0, f"regraft {version('regraft')}\n", "")
 
 
+@pytest.mark.parametrize("command", ["diff", "doctor", "explain", "optimize", "passes"])
+def test_the_help_of_a_command_lists_nothing_but_what_the_command_takes(run: Callable, command: str) -> None:
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    assert "--json" in outcome.out
+    assert "completion" not in outcome.out
+
+
 def test_no_command_shows_the_help_and_is_a_usage_error(run: Callable) -> None:
     outcome = run()
     assert outcome.code == 2

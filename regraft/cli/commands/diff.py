@@ -11,7 +11,7 @@ from regraft.cli._options import InputsOption, JsonOption
 from regraft.cli._output import print_json, print_lines
 from regraft.cli._outputs import check_outputs, check_suffix
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from regraft.cli._environment import Environment, Package, environment
 from regraft.cli._output import print_json, print_lines
 from regraft.cli._text import aligned
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from regraft.cli._options import InputsOption, JsonOption, ModelArgument
 from regraft.cli._output import print_json, print_lines
 from regraft.passes import resolve_passes
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

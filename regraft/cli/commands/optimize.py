@@ -20,7 +20,7 @@ from regraft.errors import OptionError
 from regraft.passes import AnyPass, Budget, Instrument, Print, resolve_passes
 from regraft.result import Optimized
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from regraft.cli._options import JsonOption
 from regraft.cli._output import print_json, print_lines, print_rows
 from regraft.passes import AnyPass, all_passes, get_pass, pass_options
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

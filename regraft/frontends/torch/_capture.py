@@ -120,7 +120,7 @@ def _check_names(model: nn.Module, name: str) -> None:
 def _given_or_dummy(model: nn.Module, name: str, example_inputs: Any) -> Any:
     found = dummy_inputs_of(model) if example_inputs is None else example_inputs
     if found is None:
-        hint = "pass a tensor, a tuple of inputs or a mapping of keyword arguments"
+        hint = "pass a tensor, a tuple of inputs or a mapping of keyword arguments (on the command line, --inputs FILE)"
         raise InputError(f"{name}: example_inputs are needed to capture an nn.Module; got none", hint=hint)
     return found
 

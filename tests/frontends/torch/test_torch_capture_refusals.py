@@ -98,7 +98,9 @@ def test_an_input_that_is_no_tensor_is_named() -> None:
 def test_example_inputs_are_needed() -> None:
     text, hint = refusal(Deep(), None, InputError)
     assert text == "Deep: example_inputs are needed to capture an nn.Module; got none"
-    assert hint == "pass a tensor, a tuple of inputs or a mapping of keyword arguments"
+    assert hint == (
+        "pass a tensor, a tuple of inputs or a mapping of keyword arguments (on the command line, --inputs FILE)"
+    )
 
 
 def test_a_wrong_name_is_refused_with_the_names_that_forward_has() -> None:
