@@ -95,7 +95,8 @@ def _change(old: Side, new: Side, group: Group, values: Values, causes: Causes) 
     kind = _kind(before, after)
     found, entries = causes.explain(before, after)
     if entries:
-        was = describe_rewritten(old, before, entries[0].before)
+        only_parts = len(found) > len(entries) and len({cause.pass_name for cause in found}) == 1
+        was = describe(old, before) if only_parts else describe_rewritten(old, before, entries[0].before)
         now = describe_rewritten(new, after, entries[-1].after, entries[-1].op)
     elif kind == "changed":
         same = _same_operands(before[0], after[0], values)

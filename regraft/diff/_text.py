@@ -91,15 +91,16 @@ def _cells(change: Change) -> tuple[str, str, str, str]:
 
 
 def _site_size(causes: Sequence[Cause]) -> str:
-    """Bytes of a layer before the first rewrite and after the last; each counts what it was about, maybe one factor."""
-    pairs = [
-        (cause.bytes_before, cause.bytes_after)
+    """Bytes of a layer before the first pass and after the last; a cause counts what it was about, maybe a factor."""
+    saved = [
+        cause.bytes_before - cause.bytes_after
         for cause in causes
         if cause.bytes_before is not None and cause.bytes_after is not None
     ]
-    if not pairs or len(pairs) < len(causes):
+    if not causes or len(saved) < len(causes):
         return ""
-    return sizes_text(pairs[0][0], pairs[0][0] - sum(before - after for before, after in pairs))
+    before = sum(cause.bytes_before or 0 for cause in causes if cause.pass_name == causes[0].pass_name)
+    return sizes_text(before, before - sum(saved))
 
 
 def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> Iterator[str]:

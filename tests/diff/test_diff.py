@@ -467,9 +467,11 @@ def test_factors_that_a_later_pass_rewrote_one_by_one_count_together():
         for part, shape, before, after, output in (("down", "2x8", 64, 24, "low"), ("up", "8x2", 96, 56, "add_0"))
     ]  # fmt: skip
     rewritten = encoder(rewritten=LAYERS[:1])
+    text = "lowrank_linear 8x2 · 2x8 -> int8_linear int8  error 0.01 + 0.01  0.16 -> 0.08 kB"
     low = node("int8_linear", "x d0", value("low", "batch", 2), f"{LAYERS[0]}.down")
     up = node("int8_linear", "low u0 b0", value("add_0", "batch", 8), f"{LAYERS[0]}.up")
     after = replace(rewritten, nodes=(low, up, *rewritten.nodes[1:]))
+    assert text in str(diff(rewritten, after, ledger(*(replace(part, removed=("add_0",)) for part in parts))))
     lines = str(diff(encoder(), after, ledger(entry(LAYERS[0], 0), *parts))).split("\n")
     assert "low-rank + llm-int8: 1 site" in lines
     assert (
