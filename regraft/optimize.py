@@ -72,7 +72,7 @@ def optimize(
     resolved = resolve_passes(passes)
     if on_violation not in ("rollback", "raise", "warn"):
         raise OptionError(f"on_violation must be 'rollback', 'raise' or 'warn'; got {on_violation!r}")
-    if not isinstance(cast(Any, seed), int) or not 0 <= seed <= LARGEST_SEED:
+    if type(cast(Any, seed)) is not int or not 0 <= seed <= LARGEST_SEED:
         raise OptionError(f"seed must be a whole number from 0 to {LARGEST_SEED}; got {seed!r}")
     if not isinstance(cast(Any, budget), Budget | None):
         raise OptionError(f"budget must be a regraft.Budget; got {budget!r}", hint="regraft.Budget(max_error=0.05)")

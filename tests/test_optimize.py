@@ -106,8 +106,9 @@ def test_unknown_settings_are_refused_before_any_work() -> None:
         optimized("low-rnk")
     with pytest.raises(OptionError, match="at least one pass is needed"):
         optimized([])
-    with pytest.raises(OptionError, match=r"seed must be a whole number from 0 to 4294967295; got 1\.5"):
-        optimized(seed=1.5)
+    for seed, shown in ((1.5, r"1\.5"), (True, "True"), ("a", "'a'")):
+        with pytest.raises(OptionError, match=rf"seed must be a whole number from 0 to 4294967295; got {shown}"):
+            optimized(seed=seed)
     with pytest.raises(OptionError, match=r"budget must be a regraft\.Budget; got 0\.1"):
         optimized(budget=0.1)
 
