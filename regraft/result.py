@@ -96,7 +96,7 @@ class Optimized:
             opset: version of the standard operators; by default 21 for a PyTorch model, and the file's own for an ONNX
                 model.
             functions: "keep" writes structured ops as nodes with a function of standard operators that any runtime can
-                run; "inline" writes these operators in their place.
+                run; "inline" writes these operators in their place, and those of the model's own functions in theirs.
             target: None writes a file of standard operators, for any runtime; "onnxruntime" writes one for ONNX
                 Runtime: every attention that is recognized becomes one node, as by the pass `fuse-attention`, and is
                 spelled with that runtime's own operators (domain com.microsoft).
