@@ -2,8 +2,8 @@
 
     python examples/flash_svd.py            (after `make demo`, which installs what it needs)
 
-Times and cosines are measured in this run, on this machine. Peaks of activations are modelled from the types in the
-graph; each pass alone and both together are shown beside the original.
+Times and cosines are measured in this run, on this machine. Peaks of activations are modelled, from the types in the
+graph: what values and the buffers inside of an op take at the worst point.
 """
 
 import argparse

@@ -40,15 +40,19 @@ def _ledger_in(metadata: Mapping[str, str], name: str) -> Ledger:
         raise ModelFileError(f"{name}: its metadata {LEDGER_KEY!r} is not a ledger: {error}") from error
 
 
-def diff(before: Any, after: Any, *, example_inputs: Any = None) -> GraphDiff:
+def diff(before: Any, after: Any, *, example_inputs: Any = None, dims: Mapping[str, int] | None = None) -> GraphDiff:
     """Return what changed between two models: modules, files, graphs or results of `optimize`.
 
     `example_inputs` are used to capture PyTorch modules. When `after` is a result of `optimize`, its ledger names the
-    causes.
+    causes. `dims` are extents of the dynamic dims, by name: then the totals have multiply-adds and the modelled peak of
+    activations as numbers.
+
+    Raises:
+        ShapeError: when `dims` lacks an extent.
     """
     ledger = after.ledger if isinstance(after, Optimized) else None
     graphs = [to_graph(model, example_inputs=example_inputs) for model in (before, after)]
-    return diff_snapshots(graphs[0].snapshot(), graphs[1].snapshot(), ledger)
+    return diff_snapshots(graphs[0].snapshot(), graphs[1].snapshot(), ledger, dims=dims)
 
 
 def explain(model: Any, pass_spec: PassLike, site: str | None = None, *, example_inputs: Any = None) -> Explanation:

@@ -28,6 +28,7 @@ from regraft.graph._terms import (
     symbols_of,
     terms_of,
 )
+from regraft.graph.cost_types import OpCost
 from regraft.graph.energy import HOROWITZ_45NM, Energy, EnergyTable, model_energy
 from regraft.graph.snapshot import Snapshot, SnapshotNode
 from regraft.graph.types import TensorType
@@ -44,7 +45,7 @@ class NodeCost:
     Attributes:
         key: of the node; "" for the start, where only the inputs are there.
         macs: multiply-adds of the node.
-        live_bytes: bytes of all activations while it runs, its results and transient buffer included.
+        live_bytes: bytes of all activations while it runs, its results and the buffers inside of it included.
         output_bytes: bytes of the buffers that it writes (0 for a view).
     """
 
@@ -84,6 +85,7 @@ class _Point:
     freed: tuple[int, ...]
     macs: int
     transient: int
+    inner: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +175,7 @@ class Cost:
             for index in point.allocated:
                 accumulate(live, self._sums[index])
             now = dict(live)
-            accumulate(now, self._sums[point.transient])
+            accumulate(now, self._sums[point.inner])
             yield point.key, now
             for index in point.freed:
                 accumulate(live, self._sums[index], -1)
@@ -205,7 +207,7 @@ class _Estimate:
         self._types = _types(snapshot)
         self._sums: list[Terms] = [NOTHING]
         self._of_type: dict[TensorType, int | None] = {}
-        self._of_call: dict[object, tuple[int, int] | None] = {}
+        self._of_call: dict[object, tuple[int, int, int] | None] = {}
         self._of_expr: dict[sympy.Expr, int] = {}
         self._uncounted: list[str] = []
         self._unsized: dict[str, None] = {}
@@ -213,15 +215,14 @@ class _Estimate:
     def cost(self) -> Cost:
         parameter_bytes = self._parameter_bytes()
         start, *steps = schedule(self._snapshot)
-        points = [self._point(start, 0, 0)]
+        points = [self._point(start, (0, 0, 0))]
         for node, step in zip(self._snapshot.nodes, steps, strict=True):
             self._look_at_operands(node)
-            macs, transient = self._call(node)
-            points.append(self._point(step, macs, transient))
+            points.append(self._point(step, self._call(node)))
         total: dict[sympy.Expr, int | Fraction] = {}
         for point in points:
             accumulate(total, self._sums[point.macs])
-        used = {index for point in points for index in (*point.allocated, point.macs, point.transient)}
+        used = {index for point in points for index in (*point.allocated, point.macs, point.transient, point.inner)}
         return Cost(
             parameter_bytes=parameter_bytes,
             macs=expression(total),
@@ -243,8 +244,8 @@ class _Estimate:
                 total += size
         return total
 
-    def _point(self, step: Step, macs: int, transient: int) -> _Point:
-        return _Point(step.key, self._sizes(step.allocated), self._sizes(step.freed), macs, transient)
+    def _point(self, step: Step, call: tuple[int, int, int]) -> _Point:
+        return _Point(step.key, self._sizes(step.allocated), self._sizes(step.freed), *call)
 
     def _sizes(self, keys: Iterable[str]) -> tuple[int, ...]:
         found = [(key, self._size(self._types[key])) for key in keys]
@@ -264,23 +265,27 @@ class _Estimate:
     def _look_at_operands(self, node: SnapshotNode) -> None:
         self._unsized.update({key: None for key in node.inputs if key and key not in self._types})
 
-    def _call(self, node: SnapshotNode) -> tuple[int, int]:
-        """Indices of multiply-adds and transient bytes of a node; equal nodes are computed once."""
+    def _call(self, node: SnapshotNode) -> tuple[int, int, int]:
+        """Indices of multiply-adds, largest buffer and all buffers inside of a node; equal nodes are computed once."""
         formula = self._formulas.get(node.op)
         if formula is None:
             if not has_no_products(node.op):
                 self._uncounted.append(node.key)
-            return 0, 0
+            return 0, 0, 0
         operands = tuple(None if key == "" else self._types.get(key, TensorType()) for key in node.inputs)
         call = (node.op, node.native, _sorted(node.attributes), operands, tuple(value.type for value in node.outputs))
         if call not in self._of_call:
             cost = apply_formula(formula, node, operands)
-            self._of_call[call] = cost and (self._expr(cost.macs), self._expr(cost.transient_bytes))
+            self._of_call[call] = cost and self._indices(cost)
         found = self._of_call[call]
         if found is None:
             self._uncounted.append(node.key)
-            return 0, 0
+            return 0, 0, 0
         return found
+
+    def _indices(self, cost: OpCost) -> tuple[int, int, int]:
+        transient = self._expr(cost.transient_bytes)
+        return self._expr(cost.macs), transient, self._expr(cost.inner_bytes) or transient
 
     def _expr(self, expr: sympy.Expr) -> int:
         if expr not in self._of_expr:
@@ -294,7 +299,7 @@ def _per_node(points: Sequence[_Point], numbers: Sequence[int]) -> Iterator[Node
     for point in points:
         written = sum(numbers[index] for index in point.allocated)
         live += written
-        yield NodeCost(point.key, numbers[point.macs], live + numbers[point.transient], written)
+        yield NodeCost(point.key, numbers[point.macs], live + numbers[point.inner], written)
         live -= sum(numbers[index] for index in point.freed)
 
 

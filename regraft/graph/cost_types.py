@@ -27,12 +27,15 @@ class OpCost:
     Attributes:
         macs: multiply-adds.
         transient_bytes: bytes of the largest buffer that lives only inside the operation (0 for most).
+        inner_bytes: bytes of all buffers that live only inside the operation, where most of them do at once; those of
+            the largest one when 0.
         arithmetic: how often which arithmetic operation is done, for operations that are not made of one floating-point
             multiplication and one addition a multiply-add; empty for those that are.
     """
 
     macs: sympy.Expr = ZERO
     transient_bytes: sympy.Expr = ZERO
+    inner_bytes: sympy.Expr = ZERO
     arithmetic: Mapping[Arithmetic, sympy.Expr] = field(default_factory=dict[Arithmetic, sympy.Expr])
 
     def with_floating(self, macs: sympy.Expr) -> "OpCost":

@@ -127,9 +127,10 @@ class MlpTypes:
         widths = [sympy.ceiling(dim_expr(self.hidden) / blocks)]
         widths += [dim_expr(self._matrix("down", down)[0]) for down in (self.in_down, self.gate_down) if down]
         widths += [dim_expr(self._matrix("out_down", self.out_down)[0])] if self.out_up else []
-        return OpCost(
-            macs=rows * macs, transient_bytes=rows * sympy.Max(*widths) * sympy.Rational(dtype_bits(self.x.dtype), 8)
-        )
+        # Of a block there are what goes into the activation and what comes out, behind a gate the other branch, too.
+        inner = sum(widths, sympy.Integer(0)) + widths[0] * (1 if self.gate_up is None else 2)
+        unit = rows * sympy.Rational(dtype_bits(self.x.dtype), 8)
+        return OpCost(macs=rows * macs, transient_bytes=unit * sympy.Max(*widths), inner_bytes=unit * inner)
 
     def _check_blocks(self, blocks: int) -> None:
         hidden = self.hidden

@@ -127,8 +127,14 @@ class AttentionTypes:
         width += dim_expr(_matrix(self.name, "value", self.value)[0]) * sympy.Rational(heads, kv_heads)
         pairs = rows * dim_expr(context.shape[-2])
         macs += pairs * width
-        widest = sympy.Max(*self._buffers(rows, keys, blocks))
-        return OpCost(macs=macs, transient_bytes=widest * sympy.Rational(dtype_bits(self.x.dtype), 8))
+        buffers = self._buffers(rows, keys, blocks)
+        attended = (
+            rows * dim_expr(_matrix(self.name, "value", self.value)[0]) * sympy.Rational(heads, kv_heads * blocks)
+        )
+        total = 0 if self.out_up is None else rows * dim_expr(_matrix(self.name, "out", self.out)[0])
+        unit = sympy.Rational(dtype_bits(self.x.dtype), 8)
+        inner = sum(buffers, attended + total)  # all at once behind the second group, whose sum waits for it
+        return OpCost(macs=macs, transient_bytes=unit * sympy.Max(*buffers), inner_bytes=unit * inner)
 
     def _buffers(self, rows: sympy.Expr, keys: sympy.Expr, blocks: int) -> list[sympy.Expr]:
         """Elements of what lies between the products."""

@@ -175,9 +175,11 @@ def test_operands_that_do_not_fit_are_refused(
     assert str(refused.value) == text
 
 
-def test_multiply_adds_are_those_of_all_products() -> None:
+def test_multiply_adds_and_buffers_are_those_of_all_products() -> None:
     types = _types(query_down=(3, 7), query=(8, 3), out_up=(9, 6))
     cost = OP.cost(**types, heads=4, kv_heads=4, scale=0.5, causal=0, blocks=2)
     weights = 3 * 7 + 8 * 3 + 2 * 8 * 7 + 6 * 8 + 9 * 6
     assert cost.macs == 2 * 5 * weights + 2 * 5 * 5 * (8 + 8)
     assert cost.transient_bytes == 4 * 2 * 5 * 4  # queries of two heads
+    first, group, total = 3, 4 * 4, 6  # P_q; q, k, v and what they give; the sum
+    assert cost.inner_bytes == 4 * 2 * 5 * (first + group + total)

@@ -277,6 +277,8 @@ def test_it_costs_its_products_and_holds_the_widest_thing_inside() -> None:
     cost = OP.cost(**types(), activation="gelu", blocks=4)
     assert int(cost.macs) == 3 * (20 * 5 + 5 * 96 + 96 * 6 + 6 * 20)
     assert int(cost.transient_bytes) == 3 * 24 * 4
+    assert int(cost.inner_bytes) == 3 * (5 + 24 + 24 + 6) * 4  # p, a block before and behind its activation, s
     dense = OP.cost(**types(in_down=None, out_up=None, in_up=(96, 20), out_down=(20, 96)), activation="gelu", blocks=96)
     assert int(dense.macs) == 3 * 2 * 20 * 96
     assert int(dense.transient_bytes) == 3 * 4
+    assert int(dense.inner_bytes) == 3 * (1 + 1) * 4

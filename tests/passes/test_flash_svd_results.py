@@ -137,14 +137,14 @@ def _at_one_size(kind: Kind) -> tuple[Graph, Graph, Graph]:
     dense = fx if kind == "fx" else to_onnx(fx, 18)
     settings = Settings(probes=[example])
     factors, _ = run_passes(dense, PASSES[:1], settings)
-    return dense, factors, run_passes(factors, PASSES[1:], settings)[0]
+    return dense, factors, run_passes(factors, [FlashSVD(blocks=HEADS)], settings)[0]
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 def test_multiply_adds_stay_and_the_peak_of_activations_falls(kind: Kind) -> None:
     _, before, after = (cost(graph.snapshot()).at() for graph in _at_one_size(kind))
     assert after.macs == before.macs
-    assert after.peak_activation_bytes < 0.75 * before.peak_activation_bytes
+    assert after.peak_activation_bytes < 0.8 * before.peak_activation_bytes
     assert after.largest_buffer_bytes < before.largest_buffer_bytes
 
 
@@ -154,6 +154,16 @@ def test_the_diff_shows_the_peak_of_activations_before_and_after() -> None:
     peaks = [cost(graph.snapshot()).peak_activation_bytes() for graph in (dense, fused)]
     assert [found.summary.before.peak_activation_bytes, found.summary.after.peak_activation_bytes] == peaks
     assert f"peak activations: {peaks[0] / 1e3:.2f} -> {peaks[1] / 1e3:.2f} kB" in str(found)
+
+
+def test_with_extents_given_the_diff_of_a_dynamic_model_shows_it_too() -> None:
+    result = optimized()
+    assert result.diff.summary.after.peak_activation_bytes is None
+    original = regraft.load(seeded(Block()), example_inputs=block_example("mask"))
+    text = str(regraft.diff(original, result, dims=DIMS))
+    assert " at batch=5, sequence=64" in text
+    assert "peak activations: " in text
+    assert "flash-svd: 2 sites" in text
 
 
 def test_rank_space_takes_fewer_multiply_adds_than_the_dense_model() -> None:
