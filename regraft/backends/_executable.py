@@ -1,9 +1,10 @@
 """Something that runs: what every backend returns."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from regraft.graph.snapshot import SnapshotValue
+if TYPE_CHECKING:  # graphs need torch, which is not there where a compiled library runs
+    from regraft.graph.snapshot import SnapshotValue
 
 
 class Executable(Protocol):
@@ -11,7 +12,7 @@ class Executable(Protocol):
 
     Attributes:
         backend: name of the backend that made it.
-        target: what it runs on ("cpu", "cuda").
+        target: what it runs on ("cpu", "cuda", "llvm").
         inputs: names and types that it takes.
         outputs: names and types that it returns.
     """
@@ -21,9 +22,9 @@ class Executable(Protocol):
     @property
     def target(self) -> str: ...
     @property
-    def inputs(self) -> Sequence[SnapshotValue]: ...
+    def inputs(self) -> "Sequence[SnapshotValue]": ...
     @property
-    def outputs(self) -> Sequence[SnapshotValue]: ...
+    def outputs(self) -> "Sequence[SnapshotValue]": ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on inputs.

@@ -16,8 +16,8 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript.values import Opset
-from torch import fx
 
+from regraft.backends._again import export_again, first_line
 from regraft.backends.onnxruntime._attach import attach_functions
 from regraft.backends.onnxruntime._copies import merge_copies
 from regraft.errors import ExportError
@@ -29,7 +29,6 @@ DOMAIN: Final = "regraft"
 DEFAULT_OPSET: Final = 21
 OLDEST_OPSET: Final = 18
 _TYPES: Final = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
-_TURNS: Final = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 _INTEGERS: Final = ["tensor(int8)", "tensor(uint8)", "tensor(int32)", "tensor(int64)"]
 
 
@@ -43,7 +42,7 @@ def to_onnx(graph: FxGraph, opset: int = DEFAULT_OPSET) -> OnnxGraph:
     Raises:
         ExportError: when an operator has no ONNX form.
     """
-    program = _export_again(graph)
+    program = export_again(graph)
     with _quiet():
         try:
             exported = torch.onnx.export(
@@ -65,46 +64,11 @@ def to_onnx(graph: FxGraph, opset: int = DEFAULT_OPSET) -> OnnxGraph:
     return load(model)
 
 
-def _export_again(graph: FxGraph) -> torch.export.ExportedProgram:
-    args, kwargs = graph.example_inputs
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(_with_copies(graph), args, kwargs, dynamic_shapes=graph.dynamic_shapes)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ExportError(f"{graph.name} cannot be exported again: {_first_line(error)}") from error
-
-
-def _with_copies(graph: FxGraph) -> fx.GraphModule:
-    """The program with what is turned and then viewed copied in between; ONNX has no strides, its files stay the same.
-
-    The exporter takes attention apart, and the parts leave another order in memory than the whole did: a view that was
-    traced on the whole does not exist any more.
-    """
-    module = graph.copy().module
-    for view in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        turned = view.args[0]
-        if turned.target in _TURNS:
-            with module.graph.inserting_before(view):
-                copied = module.graph.call_function(
-                    torch.ops.aten.clone.default, (turned,), {"memory_format": torch.contiguous_format}
-                )
-            copied.meta.update(turned.meta)
-            view.replace_input_with(turned, copied)
-    module.recompile()
-    return module
-
-
 def _cause(error: BaseException) -> str:
     """The innermost reason that the exporter gives, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)
 
 
 @lru_cache(maxsize=1)

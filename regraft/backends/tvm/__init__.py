@@ -1,0 +1,64 @@
+"""Compiles a whole graph with TVM, to code that runs without torch.
+
+TVM is an extra (`pip install 'regraft[tvm]'`); nothing of it is imported before something is compiled or loaded, and
+nothing of torch before something is compiled, so that a saved library runs where there is none.
+"""
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from regraft.backends.tvm._compat import check_pins
+from regraft.errors import BackendError
+
+if TYPE_CHECKING:
+    from regraft.backends.tvm._compile import TvmExecutable
+    from regraft.backends.tvm._library import Library
+    from regraft.graph import Graph
+
+__all__ = ["TARGETS", "compile", "load"]
+
+TARGETS: Final = ("cpu", "llvm", "cuda")
+"""What may be asked for; "cpu" is another word for "llvm"."""
+
+
+def compile(graph: "Graph", target: str) -> "TvmExecutable":
+    """Return an executable of compiled code for a graph of either kind; batch and sequence stay dynamic.
+
+    The compiled code is run once beside the original, on example inputs, before it is handed out.
+
+    Args:
+        graph: what to run.
+        target: "llvm", or "cpu", which is the same.
+
+    Raises:
+        MissingExtraError: when TVM is not installed.
+        BackendError: when the graph has operators that TVM cannot take, naming all of them; or for the target "cuda".
+        VerificationError: when the compiled code does not compute what the graph does.
+    """
+    if target == "cuda":
+        hint = "target='llvm' compiles for the CPU"
+        raise BackendError(
+            "tvm backend: target 'cuda' is not there yet; it needs kernels that are not written", hint=hint
+        )
+    check_pins()
+    executable: TvmExecutable = import_module(f"{__name__}._compile").compile_for_cpu(graph, target)
+    return executable
+
+
+def load(path: str | os.PathLike[str]) -> "Library":
+    """Return a library that `executable.save` wrote, ready to run: numpy arrays in, numpy arrays out.
+
+    A shared library is code: load only files that you trust.
+
+    Args:
+        path: of the library.
+
+    Raises:
+        MissingExtraError: when TVM (its runtime is enough) is not installed.
+        ModelNotFoundError: when there is no such file.
+        ModelFileError: when it is no library that Regraft saved.
+    """
+    check_pins()
+    library: Library = import_module(f"{__name__}._library").load_library(path)
+    return library

@@ -1,0 +1,147 @@
+"""From a graph to compiled code: exported, imported into Relax, compiled by LLVM, and run once beside the original."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from regraft._files import write_atomic
+from regraft.backends._again import first_line
+from regraft.backends._signature import inputs_of, outputs_of
+from regraft.backends.tvm._compat import module
+from regraft.backends.tvm._decompose import program_of
+from regraft.backends.tvm._importer import Importer
+from regraft.backends.tvm._library import PORTS, Library, started
+from regraft.backends.tvm._onnx import program_of_onnx
+from regraft.backends.tvm._ports import Port, Ports, PortType
+from regraft.errors import BackendError, VerificationError
+from regraft.frontends.onnx import OnnxGraph
+from regraft.frontends.torch import FxGraph
+from regraft.graph import Graph
+from regraft.graph.snapshot import SnapshotValue
+
+TOLERANCE: Final = 1e-3
+"""Largest ‖y - ŷ‖ / ‖y‖ of an output beside the original: a step of an 8-bit activation may fall to the other side."""
+
+_TYPES: Final = frozenset({"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"})
+
+
+@dataclass(frozen=True, eq=False)
+class TvmExecutable:
+    """`Executable` over compiled code. Torch tensors in give torch tensors out, numpy arrays give arrays."""
+
+    library: Library
+    code: Any
+    target: str
+    inputs: Sequence[SnapshotValue]
+    outputs: Sequence[SnapshotValue]
+    backend: str = "tvm"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return the outputs in order; errors as in `Library`."""
+        return self.library(*args, **kwargs)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the compiled model as one shared library, which `regraft.backends.tvm.load` runs.
+
+        It runs on processors of this kind, with numpy, apache-tvm and apache-tvm-ffi, without torch or a compiler.
+
+        Args:
+            path: where to (model.so); the file appears whole or not at all.
+
+        Returns:
+            The path.
+
+        Raises:
+            OutputError: when the path cannot be written.
+            BackendError: when there is no C++ compiler that links it.
+        """
+        if not any(map(shutil.which, ("g++", "gcc", "clang++", "clang", "c++", "cc"))):
+            raise BackendError("tvm backend: saving a library needs a C++ compiler to link it; there is none on PATH")
+        with tempfile.TemporaryDirectory() as folder:
+            linked = Path(folder) / "model.so"
+            self.code.export_library(str(linked))
+            write_atomic(path, linked.read_bytes())
+        return Path(path)
+
+
+def compile_for_cpu(graph: Graph, target: str) -> TvmExecutable:
+    """Return an executable; see `regraft.backends.tvm.compile`."""
+    ports = _ports(graph)
+    program, example = _program(graph)
+    importer = Importer()
+    unsupported = importer.unsupported(program)
+    if unsupported:
+        raise BackendError(f"tvm backend: {graph.name} has operators that TVM cannot take: {', '.join(unsupported)}")
+    code = _built(graph.name, importer, program, ports)
+    executable = TvmExecutable(started(code.jit(), graph.name), code, target, inputs_of(graph), outputs_of(graph))
+    _verify(graph, executable, example)
+    return executable
+
+
+def _program(graph: Graph) -> tuple[ExportedProgram, Sequence[Tensor]]:
+    """The program in core operators, and inputs that it can be tried with."""
+    if isinstance(graph, OnnxGraph):
+        return program_of_onnx(graph)
+    assert isinstance(graph, FxGraph)
+    return program_of(graph), [leaf for leaf in tree_leaves(graph.example_inputs) if isinstance(leaf, Tensor)]
+
+
+def _ports(graph: Graph) -> Ports:
+    sides = [
+        tuple(_port(value, side) for value in values)
+        for side, values in (("input", inputs_of(graph)), ("output", outputs_of(graph)))
+    ]
+    return Ports(*sides)
+
+
+def _port(value: SnapshotValue, side: str) -> Port:
+    dtype, shape = value.type.dtype, value.type.shape
+    if dtype not in _TYPES:
+        listed = ", ".join(sorted(_TYPES))
+        raise BackendError(f"tvm backend: {side} {value.name!r} must be a tensor of {listed}; it is {value.type}")
+    return Port(value.name, PortType(dtype, tuple(shape or ())))
+
+
+def _built(name: str, importer: Any, program: ExportedProgram, ports: Ports) -> Any:
+    relax, tvm = module("tvm.relax"), module("tvm")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TVM's own use of deprecated names
+            imported = importer.from_exported_program(program, False, False, False, None)
+            imported[PORTS] = _says(ports.to_text())
+            return relax.build(imported, tvm.target.Target({"kind": "llvm"}))
+    except BackendError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, KeyError) as error:
+        raise BackendError(f"tvm backend: {name} cannot be compiled: {first_line(error)}") from error
+
+
+def _says(text: str) -> Any:
+    """A function without parameters that returns a text."""
+    relax = module("tvm.relax")
+    builder = relax.BlockBuilder()
+    with builder.function(PORTS, []):
+        builder.emit_func_output(builder.emit(relax.StringImm(text)))
+    return builder.get()[PORTS]
+
+
+def _verify(graph: Graph, executable: TvmExecutable, example: Sequence[Tensor]) -> None:
+    """Raise VerificationError unless the compiled code computes what the graph does."""
+    wanted, _ = graph.run(list(example))
+    found = executable(*example)
+    for value, exact, result in zip(executable.outputs, wanted, found, strict=True):
+        size = exact.to(torch.float64).norm().clamp_min(1e-30)
+        error = float((result.to(torch.float64) - exact.to(torch.float64)).norm() / size)
+        if not error <= TOLERANCE:
+            where = f"tvm backend: output {value.name!r} of {graph.name}"
+            raise VerificationError(f"{where} is off by {error:.2g} of its size; at most {TOLERANCE:g} is allowed")

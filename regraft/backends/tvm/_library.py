@@ -1,0 +1,95 @@
+"""A compiled library as something that runs; needs neither torch nor TVM's compiler."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from regraft.backends.tvm._compat import module
+from regraft.backends.tvm._ports import Port, Ports, bind
+from regraft.errors import BackendError, ModelFileError, ModelNotFoundError
+
+MAIN: Final = "main"
+PORTS: Final = "regraft_ports"
+"""Function of a library that returns its ports as text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Library:
+    """Compiled code in TVM's virtual machine.
+
+    Attributes:
+        machine: the virtual machine that holds the code.
+        ports: what it takes and returns.
+    """
+
+    machine: Any
+    ports: Ports
+
+    @property
+    def inputs(self) -> Sequence[Port]:
+        """Names and types that it takes."""
+        return self.ports.inputs
+
+    @property
+    def outputs(self) -> Sequence[Port]:
+        """Names and types that it returns."""
+        return self.ports.outputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return the outputs in order: numpy arrays, or torch tensors when it was given torch tensors.
+
+        Raises:
+            InputError: when a name, shape or type does not fit; says which and what is needed.
+            BackendError: when the compiled code refuses what it is given (a sequence that is too long).
+        """
+        given = bind(self.ports.inputs, args, kwargs)
+        tvm = module("tvm")
+        try:
+            results = self.machine[MAIN](*(tvm.runtime.tensor(_array(value)) for value in given))
+        except (ValueError, TypeError, RuntimeError) as error:  # TVM's own errors derive from these
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BackendError(f"tvm backend: the compiled model refuses these inputs: {first}") from error
+        arrays = [result.numpy() for result in results]
+        torch = _torch_of(given)
+        return tuple(arrays if torch is None else map(torch.from_numpy, arrays))
+
+
+def load_library(path: str | os.PathLike[str]) -> Library:
+    """Return the library in a file; see `regraft.backends.tvm.load`."""
+    shown = Path(path)
+    if not shown.is_file():
+        raise ModelNotFoundError(f"{shown}: there is no such file")
+    runtime = module("tvm.runtime")
+    try:
+        loaded = runtime.load_module(str(shown.resolve()))
+    except (ValueError, RuntimeError, OSError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelFileError(f"{shown}: is no library that TVM can load: {first}") from error
+    return started(loaded, str(shown))
+
+
+def started(loaded: Any, name: str) -> Library:
+    """Return a module of TVM, its virtual machine started on the CPU; raises ModelFileError for one of others."""
+    vm = module("tvm.runtime.vm")
+    try:
+        machine = vm.VirtualMachine(loaded, module("tvm").cpu())
+        text = str(machine[PORTS]())
+    except (AttributeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{name}: is no library that Regraft saved") from error
+    return Library(machine, Ports.from_text(text))
+
+
+def _array(value: Any) -> Any:
+    torch = _torch_of([value])
+    return np.ascontiguousarray(value if torch is None else value.detach().cpu().numpy())
+
+
+def _torch_of(values: Sequence[Any]) -> Any:
+    """Torch when one of the values is its tensor; where it is not imported there can be none."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and any(isinstance(value, torch.Tensor) for value in values) else None

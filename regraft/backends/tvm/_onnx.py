@@ -1,0 +1,143 @@
+"""An ONNX graph as an exported program of torch, so that both graph kinds take one road into TVM.
+
+TVM has an importer of its own for ONNX, which (0.25) loses every dynamic shape that is computed by nodes. Here the
+nodes are traced by torch.export, whose symbols know what `Shape`, `Gather` and `Concat` do with extents.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from regraft.backends._again import first_line
+from regraft.backends.tvm._decompose import in_core_operators, meaning
+from regraft.backends.tvm._onnx_extents import as_tensor, on_extents
+from regraft.backends.tvm._onnx_operators import OPERATORS
+from regraft.errors import BackendError
+from regraft.frontends.onnx import DOMAIN, OnnxGraph, structured_op, to_torch
+from regraft.frontends.onnx._canonical import native_name
+from regraft.frontends.onnx._functions import complete_attributes
+from regraft.frontends.onnx._inline import inline_functions
+from regraft.graph.types import TensorType, torch_dtype
+
+_MOST_EXTENTS: Final = 64
+"""Stored int64 vectors up to this length are taken for shapes, axes and the like, which must be known when tracing."""
+
+
+def program_of_onnx(graph: OnnxGraph) -> tuple[ExportedProgram, list[Tensor]]:
+    """Return the graph in core operators, its symbolic dims free, and inputs that it can be tried with.
+
+    Raises:
+        BackendError: naming every operator that has no translation, or what else cannot be traced.
+    """
+    model = graph.model.clone()
+    inline_functions(model, lambda identifier: identifier[0] != DOMAIN)
+    unknown = dict.fromkeys(
+        native_name(node.domain, node.op_type) for node in model.graph.all_nodes() if not _is_known(node)
+    )
+    if unknown:
+        raise BackendError(f"tvm backend: {graph.name} has operators that it cannot take: {', '.join(unknown)}")
+    example = [_example(value.type) for value in graph.inputs()]
+    dims = tuple(_free_dims(value.type) for value in graph.inputs())
+    try:
+        with torch.no_grad():
+            traced = torch.export.export(_OnnxModule(model), tuple(example), dynamic_shapes={"inputs": dims})
+    except BackendError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise BackendError(f"tvm backend: {graph.name} cannot be traced: {first_line(error)}") from error
+    return in_core_operators(traced), example
+
+
+def _is_known(node: ir.Node) -> bool:
+    if node.domain == DOMAIN:
+        return structured_op(node.op_type) is not None
+    return not node.domain and (node.op_type in OPERATORS or node.op_type == "Constant")
+
+
+def _example(kind: TensorType) -> Tensor:
+    """Small distinct extents; ones, which are tokens, masks and segments alike."""
+    shape = [dim if isinstance(dim, int) else 2 + place for place, dim in enumerate(kind.shape or ())]
+    dtype = torch_dtype(kind.dtype or "") or torch.float32
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.ones(shape, dtype=dtype)
+
+
+def _free_dims(kind: TensorType) -> dict[int, Any]:
+    return {place: Dim.AUTO for place, dim in enumerate(kind.shape or ()) if isinstance(dim, str)}
+
+
+class _OnnxModule(nn.Module):
+    """Runs the nodes in order: tensors in torch, extents and what is computed of them in Python."""
+
+    def __init__(self, model: ir.Model) -> None:
+        super().__init__()
+        self._model = model
+        self._extents: dict[ir.Value, np.ndarray] = {}
+        self._weights: dict[ir.Value, str] = {}
+        for value in model.graph.initializers.values():
+            self._store(value, value.const_value)
+        for node in model.graph:
+            if _is_constant(node):
+                self._store(node.outputs[0], _content(node))
+
+    def _store(self, value: ir.Value, content: ir.TensorProtocol | None) -> None:
+        tensor = None if content is None else to_torch(content)
+        if tensor is None:
+            raise BackendError(f"tvm backend: the constant {value.name!r} has an element type that torch has not")
+        if tensor.dtype == torch.int64 and tensor.dim() <= 1 and tensor.numel() <= _MOST_EXTENTS:
+            self._extents[value] = np.array(tensor.tolist(), dtype=object)
+        else:
+            self._weights[value] = f"weight{len(self._weights)}"
+            self.register_buffer(self._weights[value], tensor)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs in order."""
+        weights = {value: getattr(self, name) for value, name in self._weights.items()}
+        given = dict(zip(self._model.graph.inputs, inputs, strict=True))
+        values: dict[ir.Value, Any] = {**self._extents, **weights, **given}
+        for node in self._model.graph:
+            if not _is_constant(node):
+                operands = [None if operand is None else values[operand] for operand in node.inputs]
+                values.update(zip(node.outputs, _results(node, operands), strict=False))
+        return tuple(as_tensor(values[output]) for output in self._model.graph.outputs)
+
+
+def _is_constant(node: ir.Node) -> bool:
+    return node.op_type == "Constant" and not node.domain
+
+
+def _content(node: ir.Node) -> ir.TensorProtocol:
+    ((name, attribute),) = node.attributes.items()
+    if name == "value":
+        return attribute.as_tensor()
+    if name in ("value_int", "value_ints"):
+        return ir.tensor(attribute.value, dtype=ir.DataType.INT64)
+    if name in ("value_float", "value_floats"):
+        return ir.tensor(attribute.value, dtype=ir.DataType.FLOAT)
+    raise BackendError(f"tvm backend: a Constant has a {name}; tensors, integers and floats are known")
+
+
+def _results(node: ir.Node, operands: Sequence[Any]) -> Sequence[Any]:
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    if node.domain == DOMAIN:
+        return (_structured(node.op_type, [as_tensor(operand) for operand in operands], attributes),)
+    extents = on_extents(node.op_type, operands, attributes)
+    found = OPERATORS[node.op_type](operands, attributes) if extents is None else extents
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _structured(name: str, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:
+    """A structured op by its meaning; weights of linear layers are stored transposed in ONNX."""
+    known = structured_op(name)
+    assert known is not None, "unknown ones are refused before"
+    op, absent = known
+    given = iter(operands)
+    named = {operand.name: None if operand.name in absent else next(given, None) for operand in op.operands}
+    turned = {key: x.t() if x is not None and key in op.linear_weights else x for key, x in named.items()}
+    return meaning(op)(*turned.values(), **complete_attributes(op, attributes))
