@@ -50,7 +50,7 @@ def _with_copies(graph: FxGraph) -> fx.GraphModule:
     traced on the whole does not exist any more.
     """
     module = graph.copy().module
-    for view in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+    for view in module.graph.find_nodes(op="call_function", target=torch.ops.aten.reshape.default):
         turned = view.args[0]
         if turned.target in _TURNS:
             with module.graph.inserting_before(view):

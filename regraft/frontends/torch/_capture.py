@@ -22,6 +22,7 @@ from regraft.frontends.torch._diagnosis import diagnose
 from regraft.frontends.torch._fixed import REMEDY, fixed_extents
 from regraft.frontends.torch._graph import FxGraph, Rung
 from regraft.frontends.torch._inputs import Example, dummy_inputs_of, example_of
+from regraft.frontends.torch._layout import reshape_what_is_turned
 
 _STATIC: Final = "static shapes"
 _UNWRITABLE: Final = frozenset('"\\\n\r\0')
@@ -73,6 +74,7 @@ def _from_program(program: ExportedProgram) -> FxGraph:
     with _quiet():
         module = program.run_decompositions({}).module()
     assert isinstance(module, fx.GraphModule)
+    reshape_what_is_turned(module)
     name = _root_name(module)
     return FxGraph.of(module, name, None, (Rung("exported program"),))
 
@@ -177,6 +179,7 @@ def _trace(model: nn.Module, attempt: _Attempt) -> fx.GraphModule | Exception:
     except Exception as error:  # tracing runs the user's code and raises whatever that raises; `diagnose` reads it
         return error
     assert isinstance(module, fx.GraphModule)
+    reshape_what_is_turned(module)
     return module
 
 

@@ -21,6 +21,9 @@ def run_program(
         program: what to run.
         flat: one value a placeholder.
         taps: keys of values.
+
+    Raises:
+        InputError: when an operator does not take what it is given.
     """
     wanted = [_locate(program, key) for key in taps]
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -28,7 +31,11 @@ def run_program(
     returned = output_nodes(next(reversed(program.graph.nodes)))
     keep = [*returned, *(node for node, _ in wanted)]
     rest = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
-    values = _Evaluator(program).compute(rest, given, keep)
+    try:
+        values = _Evaluator(program).compute(rest, given, keep)
+    except RuntimeError as error:  # an element type or an extent that only an operator inside does not take
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"the model cannot be run on these inputs: {first}") from error
     tapped = {key: _picked(values, node, place) for key, (node, place) in zip(taps, wanted, strict=True)}
     return tuple(torch.as_tensor(values[node]) for node in returned), tapped
 

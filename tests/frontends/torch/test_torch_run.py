@@ -190,3 +190,9 @@ def test_an_error_while_running_names_the_node() -> None:
     with pytest.raises(IndexError) as caught:
         graph.run(torch.full((2, 3), 7))
     assert caught.value.__notes__ == ["at node embedding (aten.embedding.default)"]
+
+
+def test_inputs_of_an_element_type_that_the_layers_do_not_take_are_refused_in_one_line() -> None:
+    graph = capture(nn.Linear(3, 3), torch.ones(2, 3, dtype=torch.int64), dynamic_shapes=None)
+    with pytest.raises(InputError, match="^the model cannot be run on these inputs: .*dtype"):
+        graph.run(torch.ones(2, 3, dtype=torch.int64))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch_models import TRANSFORMERS, factorize, rewritten, site_of, token_inputs, transformer
+from transformers import T5Config, T5EncoderModel
 
 from regraft.frontends.torch import capture
 from regraft.graph import find_linear_sites
@@ -127,3 +128,16 @@ def test_a_model_of_transformers_needs_no_example_inputs() -> None:
 
 def _conv1d(model: torch.nn.Module) -> type:
     return type(model.get_submodule("transformer.h.0.attn.c_attn"))
+
+
+def test_a_t5_that_was_captured_without_gradients_runs_and_trains_with_them() -> None:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=50, d_model=32, num_layers=1, num_heads=4, d_kv=8, d_ff=64)
+    model = T5EncoderModel(config).eval()
+    ids = torch.randint(0, 50, (2, 7))
+    graph = capture(model, (ids,))
+    with torch.no_grad():
+        wanted = model(ids)[0]
+    got = graph.module(ids)[0]
+    torch.testing.assert_close(got, wanted)
+    got.sum().backward()
