@@ -114,10 +114,16 @@ class Optimized:
         )
 
     def compile(self, backend: str = "onnxruntime", target: str = "cpu", **options: Any) -> Executable:
-        """Lower the rewritten model to something that runs: backend "onnxruntime" or "torch", target "cpu" or "cuda".
+        """Lower the rewritten model to something that runs.
+
+        Args:
+            backend: "onnxruntime", "torch", or "tvm", which needs the extra of that name.
+            target: "cpu" or "cuda"; for "tvm" "llvm", of which "cpu" is another name.
+            options: those of the backend.
 
         Raises:
             UnknownNameError, BackendError: when there is no such backend or target, or it cannot run the model.
+            MissingExtraError: when the backend needs an extra that is not installed.
         """
         return compile_graph(self.graph, backend, target, **options)
 

@@ -26,6 +26,8 @@ from urllib.parse import unquote, urlparse
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from regraft.backends.tvm import describe
+
 _CPU_FEATURES = frozenset(["avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"])
 _ARM_FEATURES = {"asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2"}
 _NO_EXTRA = ""
@@ -53,7 +55,7 @@ class Environment:
     """What is there.
 
     Attributes:
-        machine: python, system, processor, accelerator, in words.
+        machine: python, system, processor, accelerator, what TVM can do, in words.
         core: packages without which nothing works.
         extras: packages by the extra that asks for them.
         checkout: folder of an editable install, or None.
@@ -166,6 +168,7 @@ def _machine(torch: ModuleType | None) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(torch),
         "accelerator": _accelerator(torch),
+        "tvm": describe(),
     }
 
 

@@ -20,6 +20,13 @@ def test_a_working_core_exits_with_0_and_says_so(run: Callable) -> None:
     assert any(line.startswith("onnxruntime") and "CPUExecutionProvider" in line for line in lines)
 
 
+def test_the_state_of_tvm_is_told(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line.split(maxsplit=1) for line in run("doctor").out.splitlines()]
+    assert ["tvm", "0.25.0.post1; compiles for the CPU"] in lines
+    monkeypatch.setattr(_environment, "describe", lambda: "apache-tvm is not installed")
+    assert json.loads(run("doctor", "--json").out)["machine"]["tvm"] == "apache-tvm is not installed"
+
+
 def test_the_output_holds_no_escape_sequence_when_it_is_no_terminal(run: Callable) -> None:
     assert "\x1b" not in run("doctor").out
 

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from regraft.backends.tvm._compat import check_pins
-from regraft.errors import BackendError
+from regraft.errors import BackendError, MissingExtraError
 
 if TYPE_CHECKING:
     from regraft.backends.tvm._compile import TvmExecutable
     from regraft.backends.tvm._library import Library
     from regraft.graph import Graph
 
-__all__ = ["TARGETS", "compile", "load"]
+__all__ = ["TARGETS", "compile", "describe", "load"]
 
 TARGETS: Final = ("cpu", "llvm", "cuda")
 """What may be asked for; "cpu" is another word for "llvm"."""
@@ -62,3 +62,13 @@ def load(path: str | os.PathLike[str]) -> "Library":
     check_pins()
     library: Library = import_module(f"{__name__}._library").load_library(path)
     return library
+
+
+def describe() -> str:
+    """Return what TVM can do here, as one phrase; compiles and runs one kernel when it is installed."""
+    try:
+        check_pins()
+    except MissingExtraError as error:
+        return str(error).removeprefix("tvm backend: ")
+    phrase: str = import_module(f"{__name__}._state").describe()
+    return phrase

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 from regraft.errors import MissingExtraError
 
@@ -50,3 +50,12 @@ def module(name: str) -> ModuleType:
         raise MissingExtraError(f"tvm backend: importing {name} fails: {first}", hint=_HINT) from error
     finally:
         sys.excepthook = hook  # TVM's own ends every child process of the program
+
+
+def load_extras() -> None:
+    """Load the part of TVM's runtime that sorts, which TVM itself loads only beside its compiler."""
+    base, name = module("tvm.base"), "tvm_runtime_extra"
+    loaded: dict[str, Any] = base._LOADED_LIBS
+    if name not in loaded:
+        folders = module("tvm.libinfo").package_lib_paths()
+        loaded[name] = base.load_lib_ctypes("tvm", name, "RTLD_LOCAL", extra_lib_paths=folders)

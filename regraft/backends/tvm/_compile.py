@@ -19,6 +19,7 @@ from regraft.backends._again import first_line
 from regraft.backends._signature import inputs_of, outputs_of
 from regraft.backends.tvm._compat import module
 from regraft.backends.tvm._decompose import program_of
+from regraft.backends.tvm._extents import limits_of
 from regraft.backends.tvm._importer import Importer
 from regraft.backends.tvm._library import PORTS, Library, started
 from regraft.backends.tvm._onnx import program_of_onnx
@@ -76,8 +77,9 @@ class TvmExecutable:
 
 def compile_for_cpu(graph: Graph, target: str) -> TvmExecutable:
     """Return an executable; see `regraft.backends.tvm.compile`."""
-    ports = _ports(graph)
+    inputs, outputs = _side(inputs_of(graph), "input"), _side(outputs_of(graph), "output")
     program, example = _program(graph)
+    ports = Ports(inputs, outputs, limits_of(program, inputs))
     importer = Importer()
     unsupported = importer.unsupported(program)
     if unsupported:
@@ -96,12 +98,8 @@ def _program(graph: Graph) -> tuple[ExportedProgram, Sequence[Tensor]]:
     return program_of(graph), [leaf for leaf in tree_leaves(graph.example_inputs) if isinstance(leaf, Tensor)]
 
 
-def _ports(graph: Graph) -> Ports:
-    sides = [
-        tuple(_port(value, side) for value in values)
-        for side, values in (("input", inputs_of(graph)), ("output", outputs_of(graph)))
-    ]
-    return Ports(*sides)
+def _side(values: Sequence[SnapshotValue], side: str) -> tuple[Port, ...]:
+    return tuple(_port(value, side) for value in values)
 
 
 def _port(value: SnapshotValue, side: str) -> Port:

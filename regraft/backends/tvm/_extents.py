@@ -1,13 +1,17 @@
-"""Extents as torch writes them (sympy) and as TVM does."""
+"""Extents as torch writes them (sympy) and as TVM does, and the limits that tracing found for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, Final
 
 import sympy
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 from torch.utils._sympy import functions as torch_functions
 
 from regraft.backends.tvm._compat import module
+from regraft.backends.tvm._ports import Port
 from regraft.errors import BackendError
 
 tirx: Final[Any] = module("tvm.tirx")
@@ -54,3 +58,28 @@ def _by_function(expression: Any, operands: list[Any]) -> Any:
     if isinstance(expression, _SMALLEST):
         return reduce(tirx.min, operands)
     raise BackendError(f"tvm backend: the extent {expression} has no form in TVM")
+
+
+def limits_of(program: ExportedProgram, inputs: Sequence[Port]) -> dict[str, tuple[int, int | None]]:
+    """Return least and largest extent by the name of a dim, where tracing found some: a table's length, say.
+
+    Compiled code reads beyond its tables for other extents, so that they are checked before it runs.
+    """
+    names = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    limits: dict[str, tuple[int, int | None]] = {}
+    for port, value in zip(inputs, [value for value in values if isinstance(value, Tensor)], strict=True):
+        for name, extent in zip(port.type.shape, value.shape, strict=True):
+            bounds = program.range_constraints.get(extent.node.expr) if isinstance(extent, torch.SymInt) else None
+            if bounds is not None and isinstance(name, str):
+                limits[name] = (_least(bounds.lower), _largest(bounds.upper))
+    return limits
+
+
+def _least(bound: Any) -> int:
+    """2 says nothing: tracing takes extents of 0 and 1 for constants, which the program does not."""
+    return int(bound) if bound > 2 else 1
+
+
+def _largest(bound: Any) -> int | None:
+    return int(bound) if isinstance(bound, sympy.Integer) else None

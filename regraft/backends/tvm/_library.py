@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from regraft.backends.tvm._compat import module
+from regraft.backends.tvm._compat import load_extras, module
 from regraft.backends.tvm._ports import Port, Ports, bind
 from regraft.errors import BackendError, ModelFileError, ModelNotFoundError
 
@@ -45,9 +45,9 @@ class Library:
 
         Raises:
             InputError: when a name, shape or type does not fit; says which and what is needed.
-            BackendError: when the compiled code refuses what it is given (a sequence that is too long).
+            BackendError: when the compiled code refuses what it is given.
         """
-        given = bind(self.ports.inputs, args, kwargs)
+        given = bind(self.ports, args, kwargs)
         tvm = module("tvm")
         try:
             results = self.machine[MAIN](*(tvm.runtime.tensor(_array(value)) for value in given))
@@ -64,6 +64,7 @@ def load_library(path: str | os.PathLike[str]) -> Library:
     shown = Path(path)
     if not shown.is_file():
         raise ModelNotFoundError(f"{shown}: there is no such file")
+    load_extras()
     runtime = module("tvm.runtime")
     try:
         loaded = runtime.load_module(str(shown.resolve()))

@@ -1,8 +1,8 @@
 """Names and types that a compiled library takes and returns, as plain data that is stored in it; needs no torch."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from regraft.errors import BackendError, InputError
@@ -32,10 +32,17 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Inputs and outputs of a library, in order."""
+    """Inputs and outputs of a library, in order.
+
+    Attributes:
+        inputs: what it takes.
+        outputs: what it returns.
+        limits: least and largest extent by the name of a dim, both included; None where there is no largest.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    limits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict[str, tuple[int, int | None]])
 
     def to_text(self) -> str:
         """Return what `from_text` reads: one line of JSON."""
@@ -48,7 +55,8 @@ class Ports:
         if content["format"] != FORMAT:
             given = content["format"]
             raise BackendError(f"tvm backend: the library has format {given}; this version reads {FORMAT}")
-        return cls(*(tuple(map(_port, content[key])) for key in ("inputs", "outputs")))
+        inputs, outputs = (tuple(map(_port, content[key])) for key in ("inputs", "outputs"))
+        return cls(inputs, outputs, {name: (low, high) for name, (low, high) in content["limits"].items()})
 
 
 def _port(content: dict[str, Any]) -> Port:
@@ -56,18 +64,18 @@ def _port(content: dict[str, Any]) -> Port:
     return Port(content["name"], PortType(kind["dtype"], tuple(kind["shape"])))
 
 
-def bind(ports: Sequence[Port], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+def bind(ports: Ports, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     """Return the arguments of a call in the order of the inputs, checked.
 
     Args:
-        ports: the inputs.
+        ports: of the library.
         args: by position; arrays or torch tensors.
         kwargs: by name.
 
     Raises:
         InputError: naming the input, what it needs and what was given.
     """
-    names = [port.name for port in ports]
+    names = [port.name for port in ports.inputs]
     if len(args) + len(kwargs) > len(names):
         raise InputError(f"the model takes {len(names)} inputs ({', '.join(names)}); got {len(args) + len(kwargs)}")
     unknown = [name for name in kwargs if name not in names]
@@ -77,12 +85,14 @@ def bind(ports: Sequence[Port], args: Sequence[Any], kwargs: dict[str, Any]) -> 
     if twice:
         raise InputError(f"input {twice[0]!r} is given by position and by name; once is needed")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    missing = [port for port in ports if port.name not in given]
+    missing = [port for port in ports.inputs if port.name not in given]
     if missing:
         raise InputError(f"input {missing[0].name!r} needs {_shown(missing[0].type)}, it was not given")
     extents: dict[str, tuple[int, str]] = {}
-    for port in ports:
+    for port in ports.inputs:
         _check(port, given[port.name], extents)
+    for name, (extent, where) in extents.items():
+        _check_limits(name, extent, where, *ports.limits.get(name, (1, None)))
     return [given[name] for name in names]
 
 
@@ -109,6 +119,12 @@ def _check(port: Port, value: Any, extents: dict[str, tuple[int, str]]) -> None:
             first, where = extents.setdefault(wanted, (extent, str(port.name)))
             if first != extent:
                 raise InputError(f"{problem}: {wanted} is {first} in {where!r}")
+
+
+def _check_limits(name: str, extent: int, where: str, least: int, largest: int | None) -> None:
+    if extent < least or (largest is not None and extent > largest):
+        bound = f"at least {least}" if extent < least else f"at most {largest}"
+        raise InputError(f"input {where!r} has {name} {extent}; it can be {bound} in this model")
 
 
 def _shown(kind: PortType) -> str:

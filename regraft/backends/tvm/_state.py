@@ -11,7 +11,7 @@ _LENGTH: Final = 16
 
 
 def describe() -> str:
-    """Return what TVM can do on this machine, as one phrase; compiles and runs one kernel when it is installed."""
+    """Return what TVM can do on this machine, as one phrase; see `regraft.backends.tvm`."""
     try:
         tvm, te = module("tvm"), module("tvm.te")
     except MissingExtraError as error:
