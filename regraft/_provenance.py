@@ -12,25 +12,29 @@ from torch import Tensor
 from regraft.errors import ModelFileError
 from regraft.frontends.onnx import OnnxGraph
 from regraft.graph import Graph
+from regraft.ledger import Ledger
 
 PACKAGES: Final = ("regraft", "torch", "onnx", "onnx-ir", "onnxruntime")
 
 PREFIX: Final = "regraft."
 RECIPE_KEY: Final = "regraft.recipe"
 LEDGER_KEY: Final = "regraft.ledger"
+LANGUAGE_KEY: Final = "regraft.language"
+"""Graph language that the run was made in, "fx" or "onnx": the keys in its ledger are those of that graph."""
 EARLIER_KEY: Final = "regraft.earlier_runs"
 """A JSON list of the runs before the last one, oldest first, each an object of the keys that the last one has."""
 
 Run = Mapping[str, str]
-"""One call of `optimize`: recipe, seed, versions, hash of the source and ledger, as text by key."""
+"""One call of `optimize`: recipe, seed, versions, graph language, hash of the source and ledger, as text by key."""
 
 
 def provenance(original: Graph, recipe: Sequence[str], seed: int) -> dict[str, str]:
-    """Return recipe, seed, versions and the hash of the original, as text by key."""
+    """Return recipe, seed, versions, graph language and the hash of the original, as text by key."""
     return {
         RECIPE_KEY: "\n".join(recipe),
         "regraft.seed": str(seed),
         "regraft.versions": " ".join(f"{name}={version(name)}" for name in PACKAGES),
+        LANGUAGE_KEY: original.kind,
         "regraft.source_sha256": fingerprint(original),
     }
 
@@ -64,6 +68,41 @@ def _earlier(text: str, name: str) -> tuple[Run, ...]:
     if not all(isinstance(run, dict) and all(isinstance(item, str) for item in run.values()) for run in runs):
         raise ModelFileError(f"{where} must be a list of objects of texts")
     return tuple(runs)
+
+
+def ledger_of(run: Run, name: str) -> Ledger:
+    """Return a run's ledger; an empty one when it tells of none.
+
+    Raises:
+        ModelFileError: when it is no ledger; `name` is that of the file.
+    """
+    text = run.get(LEDGER_KEY, "")
+    try:
+        return Ledger.from_dict(json.loads(text)) if text else Ledger()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelFileError(f"{name}: its metadata {LEDGER_KEY!r} is not a ledger: {error}") from error
+
+
+def ledger_between(before: Sequence[Run], after: Sequence[Run], graph: Graph) -> Ledger:
+    """Return what was done to get from one model to another, in one ledger.
+
+    Args:
+        before: the runs that made the one, oldest first.
+        after: the runs that made the other; those that both begin with are left out.
+        graph: the other model. When a run was made in another graph language, the export after it gave new keys, and no
+            key of a later run is one of the first model: then sites are known by their names alone.
+
+    Raises:
+        ModelFileError: when a run's ledger is none.
+    """
+    shared = 0
+    while shared < min(len(before), len(after)) and before[shared] == after[shared]:
+        shared += 1
+    joined = Ledger()
+    for run in after[shared:]:
+        joined = joined.followed_by(ledger_of(run, graph.name))
+    exported = any(run.get(LANGUAGE_KEY) != graph.kind for run in after[shared:])
+    return joined.without_keys() if exported else joined
 
 
 def fingerprint(graph: Graph) -> str:

@@ -1,14 +1,13 @@
 """The smaller public functions: load, diff, explain."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from regraft._provenance import LEDGER_KEY, RECIPE_KEY, runs_of
+from regraft._provenance import LEDGER_KEY, RECIPE_KEY, Run, ledger_between, ledger_of, runs_of
 from regraft.diff import GraphDiff
 from regraft.diff import diff as diff_snapshots
-from regraft.errors import ModelFileError, OptionError
-from regraft.ledger import Ledger
+from regraft.errors import OptionError
+from regraft.graph import Graph
 from regraft.models import to_graph
 from regraft.passes import Explanation, PassLike, explain_graph, resolve_passes
 from regraft.result import Optimized
@@ -29,30 +28,27 @@ def load(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = "auto"
     *earlier, last = runs_of(graph) or ({},)
     provenance = {key: text for key, text in last.items() if key != LEDGER_KEY}
     recipe = tuple(part for part in provenance.get(RECIPE_KEY, "").split("\n") if part)
-    return Optimized(graph, None, _ledger_in(last, graph.name), recipe, provenance, tuple(earlier))
-
-
-def _ledger_in(metadata: Mapping[str, str], name: str) -> Ledger:
-    text = metadata.get(LEDGER_KEY, "")
-    try:
-        return Ledger.from_dict(json.loads(text)) if text else Ledger()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError(f"{name}: its metadata {LEDGER_KEY!r} is not a ledger: {error}") from error
+    return Optimized(graph, None, ledger_of(last, graph.name), recipe, provenance, tuple(earlier))
 
 
 def diff(before: Any, after: Any, *, example_inputs: Any = None, dims: Mapping[str, int] | None = None) -> GraphDiff:
     """Return what changed between two models: modules, files, graphs or results of `optimize`.
 
-    `example_inputs` are used to capture PyTorch modules. When `after` is a result of `optimize`, its ledger names the
-    causes. `dims` are extents of the dynamic dims, by name: then the totals have multiply-adds and the modelled peak of
-    activations as numbers.
+    `example_inputs` are used to capture PyTorch modules. The ledgers of all runs of `optimize` that made `after`, and did
+    not make `before`, name the causes. `dims` are extents of the dynamic dims, by name: then the totals have
+    multiply-adds and the modelled peak of activations as numbers.
 
     Raises:
+        ModelFileError: when what a file says of the runs that made it cannot be read.
         ShapeError: when `dims` lacks an extent.
     """
-    ledger = after.ledger if isinstance(after, Optimized) else None
-    graphs = [to_graph(model, example_inputs=example_inputs) for model in (before, after)]
-    return diff_snapshots(graphs[0].snapshot(), graphs[1].snapshot(), ledger, dims=dims)
+    old, new = (to_graph(model, example_inputs=example_inputs) for model in (before, after))
+    ledger = ledger_between(_runs(before, old), _runs(after, new), new)
+    return diff_snapshots(old.snapshot(), new.snapshot(), ledger, dims=dims)
+
+
+def _runs(model: Any, graph: Graph) -> tuple[Run, ...]:
+    return model.runs if isinstance(model, Optimized) else runs_of(graph)
 
 
 def explain(model: Any, pass_spec: PassLike, site: str | None = None, *, example_inputs: Any = None) -> Explanation:

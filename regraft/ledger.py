@@ -138,6 +138,20 @@ class Ledger:
         """Return the ledger with what the same run would give again."""
         return Ledger([replace(record, seconds=None) for record in self.passes], list(self.entries))
 
+    def without_keys(self) -> "Ledger":
+        """Return the ledger for a graph of other keys, as an export to another graph language has: sites stay named."""
+        entries = [replace(entry, output="", removed=(), other_calls=_keyless(entry)) for entry in self.entries]
+        return Ledger(list(self.passes), entries, list(self.notes))
+
+    def followed_by(self, later: "Ledger") -> "Ledger":
+        """Return the ledger of both runs, this one first."""
+        shift = len(self.passes)
+        moved = [
+            entry if entry.pass_place is None else replace(entry, pass_place=entry.pass_place + shift)
+            for entry in later.entries
+        ]
+        return Ledger([*self.passes, *later.passes], [*self.entries, *moved], [*self.notes, *later.notes])
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data (JSON types); an error that is not finite, which JSON lacks, as text ("inf")."""
         return {
@@ -158,6 +172,10 @@ class Ledger:
     def __str__(self) -> str:
         notes = [f"note: {escape(note)}" for note in self.notes]
         return "\n".join([*notes, *_entry_lines(self.entries), *pass_lines(self)])
+
+
+def _keyless(entry: Entry) -> tuple[Call, ...]:
+    return (Call("", ()),) * len(entry.other_calls)
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:

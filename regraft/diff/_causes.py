@@ -28,23 +28,46 @@ class Causes:
     """The rewrites that are known of two programs. A ledger's entry explains one change; then it is used up."""
 
     def __init__(self, before: Side, after: Side, ledger: Ledger | None) -> None:
-        self._annotated = dict.fromkeys(_newly_annotated(before, after))
+        same_keys = before.snapshot.kind == after.snapshot.kind  # else equal keys are chance: exporters number anew
+        self._annotated = dict.fromkeys(_newly_annotated(before, after) if same_keys else ())
+        self._before, self._after = before, after
         self._by_output: dict[str, _Story] = {}
         self._by_site: dict[str, list[_Story]] = {}
         self._by_layer: dict[str, list[_Story]] = {}
-        rewritten = [] if ledger is None else ledger.rewritten
-        for entry in chain.from_iterable(map(_calls, rewritten)):
-            story = self._by_output.setdefault(entry.output, _Story()) if entry.output else _Story()
-            story.entries.append(entry)
-            _append(self._by_site, entry.site, story)
-            _append(self._by_layer, _NUMBERED.sub("", entry.site), story)
+        known = Ledger() if ledger is None else ledger
+        for entry in (known if same_keys else known.without_keys()).rewritten:
+            for place, call in enumerate(_calls(entry)):
+                self._tell(call, place)
+
+    def _tell(self, entry: Entry, call: int) -> None:
+        """Add an entry to the story of the value that it computes, or of the layer where keys do not lead there."""
+        story = self._by_output.get(entry.output) or self._keyless(entry.site, call) or _Story()
+        if entry.output:
+            self._by_output[entry.output] = story
+        story.entries.append(entry)
+        _append(self._by_site, entry.site, story)
+        _append(self._by_layer, _NUMBERED.sub("", entry.site), story)
+
+    def _keyless(self, site: str, call: int) -> _Story | None:
+        """The story, so far, of that call of a layer (or of the layer that this is a part of), known by name alone."""
+        for name in (site, site.rpartition(".")[0]):
+            stories = [story for story in self._by_site.get(name, ()) if not story.entries[0].output]
+            if call < len(stories):
+                return stories[call]
+        return None
 
     def claims(self) -> Mapping[str, Collection[str]]:
         """Return the keys of covered nodes, by the key of the value that a rewrite computes."""
-        claims: dict[str, list[str]] = {key: [] for key in self._annotated}
+        claims: dict[str, list[str]] = {key: [] for key in self._annotated if self._stayed(key)}
         for output, story in self._by_output.items():
             claims[output] = [key for entry in story.entries for key in entry.removed]
         return claims
+
+    def _stayed(self, key: str) -> bool:
+        """Whether the first program has that value in the same layer, as far as the names of layers are known."""
+        old, new = self._before.by_result.get(key), self._after.by_result[key]
+        scopes = {self._after.nodes[new].scope, "" if old is None else self._before.nodes[old].scope}
+        return len(scopes - {""}) <= 1
 
     def explain(
         self, before: Sequence[SnapshotNode], after: Sequence[SnapshotNode]

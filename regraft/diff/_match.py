@@ -5,15 +5,13 @@ re-export), nodes are aligned by operation within each layer. Around every repla
 are taken along, so that a replaced site is one group.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from functools import cached_property
+from itertools import chain
 
 from regraft.diff._align import align, gaps
-from regraft.diff._side import Side
-
-_NUMBER: Final = re.compile(r"(?:[a-z]{1,3}_?)?\d+")  # "17", "v17", "val_17": exporters count, passes do not
+from regraft.diff._side import NUMBERED, Side
 
 
 @dataclass(slots=True)
@@ -66,9 +64,10 @@ class _Matching:
         numbers_mean_something = self._numbers_mean_something(pairs)
         sites: list[Group] = []
         for i, j in pairs:
-            claimed = self._is_claimed(j)
-            trusted = numbers_mean_something or not _NUMBER.fullmatch(self._after.nodes[j].key)
-            if not claimed and not (trusted and self._in_one_scope(i, j)):
+            in_place, fitting = self._in_one_scope(i, j), self._may_share_weights(i, j)
+            claimed = self._is_claimed(j) and (in_place or fitting)
+            trusted = numbers_mean_something or not NUMBERED.fullmatch(self._after.nodes[j].key)
+            if not claimed and not (trusted and in_place and fitting):
                 continue
             group = self._add([i], [j])
             if claimed or self._before.nodes[i].op != self._after.nodes[j].op:
@@ -87,7 +86,9 @@ class _Matching:
 
     def _numbers_mean_something(self, pairs: Sequence[tuple[int, int]]) -> bool:
         """Whether keys that are mere numbers stand for the same operation on both sides, mostly."""
-        numbered = [(i, j) for i, j in pairs if _NUMBER.fullmatch(self._after.nodes[j].key) and not self._is_claimed(j)]
+        numbered = [
+            (i, j) for i, j in pairs if NUMBERED.fullmatch(self._after.nodes[j].key) and not self._is_claimed(j)
+        ]
         alike = sum(self._before.nodes[i].op == self._after.nodes[j].op for i, j in numbered)
         return 2 * alike >= len(numbered)
 
@@ -97,6 +98,15 @@ class _Matching:
     def _in_one_scope(self, i: int, j: int) -> bool:
         old, new = self._before.nodes[i].scope, self._after.nodes[j].scope
         return old == new or not old or not new
+
+    def _may_share_weights(self, i: int, j: int) -> bool:
+        """False when both read weights of the first program, and none is the same: an exporter moved the key."""
+        old, new = self._before.weights(self._before.nodes[i]), self._after.weights(self._after.nodes[j])
+        return not old or not (new & self._weights) or bool(old & new)
+
+    @cached_property
+    def _weights(self) -> frozenset[str]:
+        return frozenset(chain.from_iterable(map(self._before.weights, self._before.nodes)))
 
     def _take_covered(self) -> None:
         """Nodes that a known rewrite covered belong to its site."""

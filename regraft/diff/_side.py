@@ -1,9 +1,13 @@
 """One side of a diff: a snapshot with the look-ups that matching needs."""
 
+import re
 from functools import cached_property
+from typing import Final
 
 from regraft.graph.snapshot import Snapshot, SnapshotNode, SnapshotValue
 from regraft.graph.types import TensorType
+
+NUMBERED: Final = re.compile(r"(?:[a-z]{1,3}_?)?\d+")  # "17", "v17", "val_17": exporters count, passes do not
 
 
 class Side:
@@ -72,6 +76,11 @@ class Side:
     def port(self, key: str) -> SnapshotValue:
         """Return the value of that key; one that is nowhere defined has no known type."""
         return self.values.get(key, SnapshotValue(key, key, TensorType()))
+
+    def weights(self, node: SnapshotNode) -> frozenset[str]:
+        """Return the names of the weights that a node reads: constants that are named, and no mere numbers."""
+        found = [self.constants[key] for key in node.inputs if key in self.constants]
+        return frozenset(value.name for value in found if value.type.shape and not NUMBERED.fullmatch(value.name))
 
     def fingerprint(self, node: SnapshotNode) -> tuple[object, ...]:
         """Return what a node is, apart from its key and its computed operands: equal ones are likely the same."""

@@ -99,8 +99,16 @@ def _site_size(causes: Sequence[Cause]) -> str:
     ]
     if not causes or len(saved) < len(causes):
         return ""
-    before = sum(cause.bytes_before or 0 for cause in causes if cause.pass_name == causes[0].pass_name)
+    before = sum(cause.bytes_before or 0 for place, cause in enumerate(causes) if _is_first(cause, causes[:place]))
     return sizes_text(before, before - sum(saved))
+
+
+def _is_first(cause: Cause, earlier: Sequence[Cause]) -> bool:
+    """Whether a cause is of the first pass, and about what none of its causes before was about, or a part of that."""
+    if not earlier:
+        return True
+    known = any(cause.site == other.site or cause.site.startswith(f"{other.site}.") for other in earlier)
+    return cause.pass_name == earlier[0].pass_name and not known
 
 
 def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> Iterator[str]:

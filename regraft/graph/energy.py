@@ -115,6 +115,14 @@ class Energy:
         """Of the whole program."""
         return sum(self.nodes.values(), Picojoules())
 
+    def __str__(self) -> str:
+        names = [name for name in self.layers if name]
+        rows = [*((escape(name), self.layers[name]) for name in names), ("total", self.total)]
+        width = max(len(name) for name, _ in [("layer", self.total), *rows])
+        lines = [f"{name:<{width}}  {of.arithmetic / 1e6:>10.2f}  {of.movement / 1e6:>10.2f}" for name, of in rows]
+        head = f"{'layer':<{width}}  {'arithmetic':>10}  {'movement':>10}"
+        return "\n".join([_title(self.table), head, *lines, *_note(len(self.unmodelled))])
+
 
 def energy_table(dense: Energy, rewritten: Energy, layers: Collection[str] | None = None) -> str:
     """Return a text that compares two programs, layer by layer and in total, in microjoules.
@@ -131,10 +139,16 @@ def energy_table(dense: Energy, rewritten: Energy, layers: Collection[str] | Non
     rows.append(("total", dense.total, rewritten.total))
     width = max(len(row[0]) for row in rows)
     head = f"{'layer':<{width}}  {'arithmetic':>25}  {'movement':>25}"
-    lines = [f"modelled energy, not measured, uJ: {dense.table.name}", head]
     missing = max(len(dense.unmodelled), len(rewritten.unmodelled))
-    note = [f"not modelled, and counted as 0: {missing} nodes of unknown shape or operation"] if missing else []
-    return "\n".join([*lines, *(_line(width, *row) for row in rows), *note])
+    return "\n".join([_title(dense.table), head, *(_line(width, *row) for row in rows), *_note(missing)])
+
+
+def _title(table: EnergyTable) -> str:
+    return f"modelled energy, not measured, uJ: {table.name}"
+
+
+def _note(missing: int) -> list[str]:
+    return [f"not modelled, and counted as 0: {missing} nodes of unknown shape or operation"] if missing else []
 
 
 def model_energy(

@@ -71,3 +71,12 @@ def test_shift_layers_are_modelled_cheaper_than_dense_ones_and_the_table_says_mo
     text = energy_table(dense, rewritten)
     assert text.startswith("modelled energy, not measured, uJ: 45 nm, 0.9 V (Horowitz 2014)")
     assert "0 " in text.splitlines()[2]
+
+
+def test_a_printed_energy_says_that_it_is_modelled_and_lists_layers_and_total() -> None:
+    found = cost(linear_program()).energy({"batch": 100_000})
+    title, head, *rows = str(found).splitlines()
+    assert title == f"modelled energy, not measured, uJ: {HOROWITZ_45NM.name}"
+    assert head.split() == ["layer", "arithmetic", "movement"]
+    total = f"{found.total.arithmetic / 1e6:.2f} {found.total.movement / 1e6:.2f}"
+    assert [" ".join(row.split()) for row in rows] == [*(f"{name} {total}" for name in found.layers), f"total {total}"]
