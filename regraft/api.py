@@ -34,8 +34,8 @@ def load(model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = "auto"
 def diff(before: Any, after: Any, *, example_inputs: Any = None, dims: Mapping[str, int] | None = None) -> GraphDiff:
     """Return what changed between two models: modules, files, graphs or results of `optimize`.
 
-    `example_inputs` are used to capture PyTorch modules. The ledgers of all runs of `optimize` that made `after`, and did
-    not make `before`, name the causes. `dims` are extents of the dynamic dims, by name: then the totals have
+    `example_inputs` are used to capture PyTorch modules. The ledgers of all runs of `optimize` that made `after`, and
+    did not make `before`, name the causes. `dims` are extents of the dynamic dims, by name: then the totals have
     multiply-adds and the modelled peak of activations as numbers.
 
     Raises:

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="An .onnx file, or package.module:function.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="The same; its ledger, if any, names the causes.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The same; the ledgers in it, if any, name the causes.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also write it: .txt or .json.")
     ] = None,
