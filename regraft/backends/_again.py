@@ -2,16 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
 from regraft.errors import ExportError
-from regraft.frontends.torch import FxGraph
-
-_TURNS: Final = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
+from regraft.frontends.torch import TURNS, FxGraph
 
 
 def export_again(graph: FxGraph, instead: Mapping[Any, Callable[..., Any]] | None = None) -> ExportedProgram:
@@ -52,7 +50,7 @@ def _with_copies(graph: FxGraph) -> fx.GraphModule:
     module = graph.copy().module
     for view in module.graph.find_nodes(op="call_function", target=torch.ops.aten.reshape.default):
         turned = view.args[0]
-        if turned.target in _TURNS:
+        if turned.target in TURNS:
             with module.graph.inserting_before(view):
                 copied = module.graph.call_function(
                     torch.ops.aten.clone.default, (turned,), {"memory_format": torch.contiguous_format}

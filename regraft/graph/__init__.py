@@ -8,7 +8,7 @@ from regraft.graph.linear import find_linear_sites
 from regraft.graph.mlp import MlpSite, find_mlp_sites
 from regraft.graph.mlp import with_residual as mlp_with_residual
 from regraft.graph.projection import Projection, find_projections
-from regraft.graph.site import LinearSite, NearMiss, Site
+from regraft.graph.site import LinearSite, NearMiss, Numbering, Site
 from regraft.graph.snapshot import Snapshot, SnapshotNode, SnapshotValue, snapshot_of
 from regraft.graph.types import Dim, TensorType
 from regraft.graph.view import Attribute, Node, Value
@@ -25,6 +25,7 @@ __all__ = [
     "MlpSite",
     "NearMiss",
     "Node",
+    "Numbering",
     "Outputs",
     "Projection",
     "Replacement",

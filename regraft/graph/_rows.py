@@ -51,3 +51,20 @@ def in_rows_of(x: Value, result: Value) -> Value | None:
             return None
         x = node.inputs[0]
     return x
+
+
+def sum_behind(value: Value) -> tuple[Node, Value, tuple[Node, ...]] | None:
+    """The addition that is all that becomes of a value, its other operand, and the nodes passed on the way to it.
+
+    None where there is none, or where the types differ or the other operand is a constant: then it is no residual.
+    """
+    value, passed = ahead(value)
+    users = value.users
+    if len(users) != 1 or value.is_output or users[0].op != "add" or users[0].attributes.get("alpha", 1) != 1:
+        return None
+    (sum_,) = users
+    residual = next((operand for operand in sum_.inputs if operand is not None and operand is not value), None)
+    result = sum_.outputs[0].type
+    if residual is None or residual.role == "constant" or residual.type != result or value.type != result:
+        return None
+    return sum_, residual, passed

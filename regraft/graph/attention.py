@@ -12,7 +12,7 @@ from typing import Final
 from regraft.graph._attention_nodes import SPELLED_FROM, Core, fused_core, spelled_core, without_factors
 from regraft.graph.graph import Graph
 from regraft.graph.heads import merged, packed, shape_of, unrepeated
-from regraft.graph.site import NearMiss, Site
+from regraft.graph.site import NearMiss, Numbering, Site
 from regraft.graph.types import Dim
 from regraft.graph.view import Node, Value
 
@@ -76,7 +76,7 @@ def find_attention_sites(graph: Graph) -> tuple[list[AttentionSite], list[NearMi
     """
     sites: list[AttentionSite] = []
     misses: list[NearMiss] = []
-    seen: dict[str, int] = {}
+    numbering = Numbering()
     for node in graph.nodes():
         recognize = _recognizer(node)
         if recognize is None:
@@ -86,9 +86,7 @@ def find_attention_sites(graph: Graph) -> tuple[list[AttentionSite], list[NearMi
         if isinstance(found, str):
             misses.append(NearMiss(node.scope or node.key, found))
             continue
-        seen[found.name] = seen.get(found.name, 0) + 1
-        count = seen[found.name]
-        sites.append(found if count == 1 else replace(found, name=f"{found.name}#{count}"))
+        sites.append(numbering.apart(found))
     return sites, misses
 
 

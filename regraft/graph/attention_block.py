@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from regraft.graph._rows import ahead, behind, in_rows_of
+from regraft.graph._rows import ahead, behind, in_rows_of, sum_behind
 from regraft.graph.attention import AttentionSite, find_attention_sites
 from regraft.graph.graph import Graph
 from regraft.graph.projection import Projection, find_projections
@@ -105,21 +105,14 @@ def find_attention_blocks(graph: Graph) -> tuple[list[AttentionBlock], list[Near
 
 def with_residual(graph: Graph, block: AttentionBlock) -> AttentionBlock | None:
     """Return the block with the addition behind it, where its result is read by nothing else; else None."""
-    value, passed = ahead(graph.value(block.output))
-    users = value.users
-    if len(users) != 1 or value.is_output or users[0].op != "add" or users[0].attributes.get("alpha", 1) != 1:
+    found = sum_behind(graph.value(block.output))
+    if found is None or found[0].outputs[0].nested != block.nested:
         return None
-    sum_ = users[0]
-    residual = next((operand for operand in sum_.inputs if operand is not None and operand is not value), None)
-    result = sum_.outputs[0]
-    if residual is None or residual.role == "constant" or residual.type != result.type or value.type != result.type:
-        return None
-    if result.nested != block.nested:
-        return None
+    sum_, residual, passed = found
     return replace(
         block,
         operands={**block.operands, "residual": residual.key},
-        output=result.key,
+        output=sum_.outputs[0].key,
         nodes=(sum_.key, *(node.key for node in reversed(passed)), *block.nodes),
     )
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from regraft.graph._rows import ahead, behind, in_rows_of
+from regraft.graph._rows import behind, in_rows_of, sum_behind
 from regraft.graph.activation import FUNCTIONS, Activation, recognize_activation
 from regraft.graph.graph import Graph
 from regraft.graph.matcher import LOOK_THROUGH
 from regraft.graph.projection import Projection, find_projections
-from regraft.graph.site import NearMiss, Site
+from regraft.graph.site import NearMiss, Numbering, Site
 from regraft.graph.view import Node, Value
 
 
@@ -97,14 +97,13 @@ def find_mlp_sites(graph: Graph) -> tuple[list[MlpSite], list[NearMiss]]:
     sites: list[MlpSite] = []
     misses: list[NearMiss] = []
     taken: dict[str, str] = {}
-    seen: dict[str, int] = {}
+    numbering = Numbering()
     for outer in _in_order(graph, projections):
         found = _site(graph, projections, outer)
         if isinstance(found, MlpSite):
             found = _free(found, taken)
         if isinstance(found, MlpSite):
-            number = seen[found.name] = seen.get(found.name, 0) + 1
-            site = found if number == 1 else replace(found, name=f"{found.name}#{number}")
+            site = numbering.apart(found)
             taken.update({layer.output.key: site.name for layer in site.layers})
             sites.append(site)
         elif found is not None:
@@ -117,22 +116,17 @@ def with_residual(site: MlpSite) -> MlpSite | None:
 
     The other summand is the operand "residual", of the type of the result.
     """
-    value, passed = ahead(site.outer.output)
-    users = value.users
-    if len(users) != 1 or value.is_output or users[0].op != "add" or users[0].attributes.get("alpha", 1) != 1:
+    found = sum_behind(site.outer.output)
+    if found is None or found[0].outputs[0].nested != site.nested:
         return None
-    sum_ = users[0]
-    residual = next((operand for operand in sum_.inputs if operand is not None and operand is not value), None)
-    result = sum_.outputs[0]
-    x = None if residual is None else in_rows_of(site.inner.x, result)
-    if residual is None or x is None or residual.type != result.type or value.type != result.type:
-        return None
-    if residual.role == "constant" or result.nested != site.nested:
+    sum_, residual, passed = found
+    x = in_rows_of(site.inner.x, sum_.outputs[0])
+    if x is None:
         return None
     return replace(
         site,
         operands={"x": x.key, "residual": residual.key},
-        output=result.key,
+        output=sum_.outputs[0].key,
         nodes=(sum_.key, *(node.key for node in reversed(passed)), *site.nodes),
     )
 

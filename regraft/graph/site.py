@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from regraft.errors import GraphError
 from regraft.graph.graph import Graph
 from regraft.graph.types import TensorType
 from regraft.graph.view import Value
+
+SiteT = TypeVar("SiteT", bound="Site")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,18 @@ class Site:
     def describe(self) -> str:
         """Return what stands there now, in a few characters, for the ledger."""
         return self.name
+
+
+class Numbering:
+    """Tells sites of one name apart: the second gets "#2" behind it, the third "#3"."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def apart(self, site: SiteT) -> SiteT:
+        """Return the site, under a name of its own."""
+        count = self._seen[site.name] = self._seen.get(site.name, 0) + 1
+        return site if count == 1 else replace(site, name=f"{site.name}#{count}")
 
 
 @dataclass(frozen=True, eq=False)

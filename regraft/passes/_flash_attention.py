@@ -49,8 +49,9 @@ def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, b
         return outer
     first, last = (outer.up, None) if outer.down is None else (outer.down, outer.up)
     behind = {"out": first} | ({} if last is None else {"out_up": last})
-    forms = [_rank_space(block, head_rank or _kept(block, ranks.keep), behind, outer.error)]
-    if head_rank is None and ranks.keep is None:
+    rank = head_rank or _kept(block, ranks.keep)
+    forms = [_rank_space(block, rank, behind, outer.error)]
+    if rank is None:
         forms.append(_as_it_is(block, behind, outer.error))
     form = min(forms, key=lambda item: item.size)
     present = sum(_parameters(layer.down) + _parameters(layer.up) for layer in block.projections)
@@ -85,8 +86,9 @@ def _parameters(tensor: Tensor | None) -> int:
 
 
 def _kept(block: AttentionBlock, keep: float | None) -> int | None:
-    """The head size that keeps a share of the parameters: they are proportional to it."""
-    return None if keep is None else max(1, int(keep * block.attention.head_size + 1e-9))
+    """The head size that keeps a share of the parameters, which are proportional to it; factors are not cut again."""
+    factored = all(part.projection.is_factored for part in (block.query, block.key, block.value))
+    return None if keep is None or factored else max(1, int(keep * block.attention.head_size + 1e-9))
 
 
 def _rank_space(block: AttentionBlock, rank: int | None, behind: dict[str, Tensor], error: float) -> _Form:

@@ -103,6 +103,13 @@ def is_selected(name: str, targets: tuple[str, ...], exclude: tuple[str, ...]) -
     return wanted and not any(matches_name(name, refused) for refused in exclude)
 
 
+def not_asked_for(name: str, targets: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    """Return why a layer is not asked for, as a reason, or "" when it is."""
+    if is_selected(name, targets, exclude):
+        return ""
+    return "excluded" if is_selected(name, targets, ()) else "not among the targets"
+
+
 def matches_name(name: str, wanted: str) -> bool:
     """Whether a layer's name is the wanted one, or fits it as a glob, or all of it a regular expression after "re:"."""
     if wanted.startswith("re:"):

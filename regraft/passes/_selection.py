@@ -4,7 +4,7 @@ import torch
 
 from regraft.graph import LinearSite
 from regraft.passes._heads import head_reason
-from regraft.passes._pass import Reject, is_selected
+from regraft.passes._pass import Reject, is_selected, not_asked_for
 from regraft.passes._statistics import SiteStatistics
 
 
@@ -25,7 +25,7 @@ def _not_asked_for(site: LinearSite, targets: tuple[str, ...], exclude: tuple[st
     unwanted = [layer for layer in site.layers if layer not in wanted]
     if not unwanted:
         return ""
-    why = "excluded" if is_selected(unwanted[0], targets, ()) else "not among the targets"
+    why = not_asked_for(unwanted[0], targets, exclude)
     if not wanted:
         return why
     if unwanted[0] == site.name:

@@ -1,6 +1,6 @@
 """The pass `flash-svd`: attention and feed-forward layers in factors never hold a full-size activation."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from regraft.graph import (
     Graph,
     MlpSite,
     NearMiss,
+    Numbering,
     attention_with_residual,
     find_attention_blocks,
     find_mlp_sites,
@@ -19,7 +20,7 @@ from regraft.graph import (
 from regraft.passes._flash_attention import plan_attention
 from regraft.passes._flash_mlp import Ranks, plan_mlp
 from regraft.passes._flash_plan import FlashPlan
-from regraft.passes._pass import Reject, SitePass, check_patterns, is_selected
+from regraft.passes._pass import Reject, SitePass, check_patterns, not_asked_for
 from regraft.passes._statistics import SiteStatistics
 
 FlashSite = AttentionBlock | MlpSite
@@ -79,12 +80,14 @@ class FlashSVD(SitePass[FlashSite, FlashPlan]):
         found += [mlp_with_residual(layer) or layer for layer in layers]
         place = {value.key: count for count, node in enumerate(graph.nodes()) for value in node.outputs}
         found.sort(key=lambda site: place[site.output])
-        return _named_apart(found), [*misses, *others]
+        numbering = Numbering()
+        return [numbering.apart(site) for site in found], [*misses, *others]
 
     def refuse(self, site: FlashSite) -> Reject | None:
         """Refuse what is not asked for, and weights that something else reads."""
-        if not is_selected(site.name, self.targets, self.exclude):
-            return Reject("excluded" if is_selected(site.name, self.targets, ()) else "not among the targets")
+        refused = not_asked_for(site.name, self.targets, self.exclude)
+        if refused:
+            return Reject(refused)
         return Reject("one of its weights is read elsewhere, too") if site.shared else None
 
     def plan(self, site: FlashSite, statistics: SiteStatistics | None) -> FlashPlan | Reject:
@@ -101,13 +104,3 @@ class FlashSVD(SitePass[FlashSite, FlashPlan]):
     def build(self, graph: Graph, site: FlashSite, plan: FlashPlan) -> None:
         """Write the op."""
         graph.replace(site, plan.insert, plan.tensors, plan.attributes)
-
-
-def _named_apart(sites: list[FlashSite]) -> list[FlashSite]:
-    """With "#2" behind a name that an earlier site has."""
-    seen: dict[str, int] = {}
-    found: list[FlashSite] = []
-    for site in sites:
-        count = seen[site.name] = seen.get(site.name, 0) + 1
-        found.append(site if count == 1 else replace(site, name=f"{site.name}#{count}"))
-    return found

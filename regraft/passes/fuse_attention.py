@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 from regraft.graph import AttentionSite, Graph, NearMiss, find_attention_sites
 from regraft.ops.multi_head_attention import op as multi_head_attention
-from regraft.passes._pass import Plan, Reject, SitePass, check_patterns, is_selected
+from regraft.passes._pass import Plan, Reject, SitePass, check_patterns, not_asked_for
 from regraft.passes._statistics import SiteStatistics
 
 ONE_NODE: Final = frozenset({"Attention", "com.microsoft::MultiHeadAttention"})
@@ -41,8 +41,9 @@ class FuseAttention(SitePass[AttentionSite, Plan]):
 
     def refuse(self, site: AttentionSite) -> Reject | None:
         """Refuse what is not asked for, and what is one node already."""
-        if not is_selected(site.name, self.targets, self.exclude):
-            return Reject("excluded" if is_selected(site.name, self.targets, ()) else "not among the targets")
+        refused = not_asked_for(site.name, self.targets, self.exclude)
+        if refused:
+            return Reject(refused)
         if site.op == multi_head_attention.name or (len(site.nodes) == 1 and site.native in ONE_NODE):
             return Reject(f"it is one {site.native} node already")
         return None

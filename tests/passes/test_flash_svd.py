@@ -414,3 +414,11 @@ def test_the_module_trains_and_runs_at_other_sizes() -> None:
     for name, parameter in parameters.items():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_keep_does_not_cut_factors_again(kind: Kind) -> None:
+    _, ledger = _run(factored(kind), "flash-svd{keep=0.3}", block_example("mask"))
+    assert len(ledger.rewritten) == 2
+    assert [entry.announced_error == pytest.approx(0, abs=1e-6) for entry in ledger.rewritten] == [True, True]
+    assert [entry.measured_error == pytest.approx(0, abs=1e-5) for entry in ledger.rewritten] == [True, True]
