@@ -34,6 +34,10 @@ class Source(Generic[V]):
         bias = self.biases[place] if self.biases else None
         return b.like_rows_of(b.linear_after(self.rows, self.weights[place], bias, earlier), self.like)
 
+    def alike(self, b: Builder[V], weight: V, blocks: int) -> "Source[V]":
+        """Return what another weight makes of the same rows."""
+        return Source(self.rows, self.like, b.split(weight, 0, blocks))
+
 
 def source(b: Builder[V], x: V, down: V | None, weight: V, bias: V | None, blocks: int) -> Source[V]:
     """Multiply by the first factor, if there is one, and cut the second one in groups of heads."""
@@ -79,17 +83,19 @@ class AttentionTypes:
     mask: TensorType | None = None
     bias: TensorType | None = None
     residual: TensorType | None = None
+    shared: str = "none"
 
     def result(self, heads: int, kv_heads: int, blocks: int) -> TensorType:
         """Return the type of y; raise ShapeError where the operands do not fit together."""
         self._check_heads(heads, kv_heads, blocks)
+        readers = self._readers()
         context = self.x if self.context is None else self.context
-        for label, x, down, weight in (
-            ("query", self.x, self.query_down, self.query),
-            ("key", context, self.key_down, self.key),
-            ("value", context, self.value_down, self.value),
+        for label, x, weight in (
+            ("query", self.x, self.query),
+            ("key", context, self.key),
+            ("value", context, self.value),
         ):
-            self._check_source(label, x, down, weight)
+            self._check_source(label, x, getattr(self, f"{readers.get(label, label)}_down"), weight)
         for label, weight, count in (("query", self.query, heads), ("key", self.key, kv_heads)):
             width = _matrix(self.name, label, weight)[0]
             fits = not isinstance(width, int) or width % count == 0
@@ -161,6 +167,22 @@ class AttentionTypes:
             of_heads = offset is not None and offset.shape is not None and offset.shape[1] != 1
             one = not of_heads or (blocks == 1 and self.value_bias is None)
             require(one, f"{self.name}: a {label} of each head needs one block and no value_bias; got {offset}")
+
+    def _readers(self) -> dict[str, str]:
+        """Whose first factor each projection reads, where that is not its own."""
+        known: dict[str, dict[str, str]] = {
+            "none": {},
+            "kv": {"value": "key"},
+            "qkv": {"key": "query", "value": "query"},
+        }
+        require(self.shared in known, f"{self.name}: shared must be none, kv or qkv; got {self.shared}")
+        for reader, owner in known[self.shared].items():
+            own, other = getattr(self, f"{reader}_down"), getattr(self, f"{owner}_down")
+            fits = own is None and other is not None
+            require(fits, f"{self.name}: shared={self.shared} needs {owner}_down and no {reader}_down")
+        fits = self.shared != "qkv" or self.context is None
+        require(fits, f"{self.name}: shared=qkv needs keys and values of x; got context {self.context}")
+        return known[self.shared]
 
     def _check_source(self, label: str, x: TensorType, down: TensorType | None, weight: TensorType) -> None:
         _, inner = _matrix(self.name, label, weight)

@@ -6,6 +6,9 @@
     s   = Σ_h softmax(scale · q_h · k_gᵀ + bias, masked) · v_g · out_hᵀ        out: [r, heads · value]
     y   = s · out_upᵀ + out_bias + value_bias (for queries that see a key) + residual
 
+shared="qkv": query_down serves keys and values, too (P_k = P_v = P_q, without context); shared="kv": key_down serves
+values, too. So a layer of query, key and value at once keeps its one first factor.
+
 x: [batch, queries, in], context: [batch, keys, in] (x when absent), mask and bias as in `multi_head_attention`. Query
 head h reads key and value head g = h // (heads / kv_heads). The heads are walked in `blocks` groups.
 
@@ -25,7 +28,7 @@ from typing import Final
 from regraft.graph.cost_types import OpCost
 from regraft.graph.types import TensorType
 from regraft.ops._builder import Builder, V
-from regraft.ops._op import Example, Ints, Op
+from regraft.ops._op import AttributeValue, Example, Ints, Op
 from regraft.ops._streamed_heads import AttentionTypes, Source, seen, source
 
 
@@ -41,11 +44,12 @@ def infer(
     scale: float,
     causal: int,
     blocks: int,
+    shared: str = "none",
     **optional: TensorType | None,
 ) -> TensorType:
     """Return the type of y: x's leading dims, then the width behind the last product."""
     del scale
-    types = AttentionTypes(op.name, x, query, key, value, out, **optional)
+    types = AttentionTypes(op.name, x, query, key, value, out, **optional, shared=shared)
     types.check_hiding(causal=bool(causal))
     return types.result(heads, kv_heads, blocks)
 
@@ -74,12 +78,13 @@ def decompose(  # noqa: PLR0917 - the operands of the op
     scale: float,
     causal: int,
     blocks: int,
+    shared: str = "none",
 ) -> V:
     """Sum over groups of heads; then the last factor."""
     other = x if context is None else context
     q = source(b, x, query_down, query, query_bias, blocks)
-    k = source(b, other, key_down, key, None, blocks)
-    v = source(b, other, value_down, value, None, blocks)
+    k = q.alike(b, key, blocks) if shared == "qkv" else source(b, other, key_down, key, None, blocks)
+    v = k.alike(b, value, blocks) if shared != "none" else source(b, other, value_down, value, None, blocks)
     total: V | None = None
     for place, weight in enumerate(b.split(out, 1, blocks)):
         attended = _group(
@@ -149,11 +154,12 @@ def cost(
     scale: float,
     causal: int,
     blocks: int,
+    shared: str = "none",
     **optional: TensorType | None,
 ) -> OpCost:
     """Multiply-adds of all products, and the largest buffer between them."""
     del scale, causal
-    return AttentionTypes(op.name, x, query, key, value, out, **optional).cost(heads, kv_heads, blocks)
+    return AttentionTypes(op.name, x, query, key, value, out, **optional, shared=shared).cost(heads, kv_heads, blocks)
 
 
 def _example(
@@ -166,6 +172,7 @@ def _example(
     context: tuple[int, int, int] | None = None,
     more: dict[str, tuple[int, ...] | Ints] | None = None,
     causal: int = 0,
+    shared: str = "none",
     dynamic: tuple[int, ...] = (0,),
 ) -> Example:
     """An example of (heads, kv_heads, blocks), head and value width, and ranks of the four factors (0: dense)."""
@@ -179,10 +186,12 @@ def _example(
         "out": (rank_o or 6, heads * wide),
     }
     shapes |= {"context": context} if context else {}
-    for label, rank, extent in (("query", rank_q, width), ("key", rank_k, inner), ("value", rank_v, inner)):
+    own = {"none": 3, "kv": 2, "qkv": 1}[shared]
+    for label, rank, extent in (("query", rank_q, width), ("key", rank_k, inner), ("value", rank_v, inner))[:own]:
         shapes |= {f"{label}_down": (rank, extent)} if rank else {}
     shapes |= {"out_up": (6, rank_o)} if rank_o else {}
-    attributes = {"heads": heads, "kv_heads": kv_heads, "scale": 0.4, "causal": causal, "blocks": blocks}
+    counts_of = {"heads": heads, "kv_heads": kv_heads, "blocks": blocks}
+    attributes: dict[str, AttributeValue] = {**counts_of, "scale": 0.4, "causal": causal, "shared": shared}
     return Example(name, shapes | (more or {}), attributes, dynamic)
 
 
@@ -236,6 +245,25 @@ op: Final = Op(
             (3, 0, 2, 0),
             context=(2, 4, 5),
             more={"bias": (2, 1, 1, 4), "value_bias": (6,)},
+            dynamic=(),
+        ),
+        _example(
+            "one first factor for all",
+            (2, 5, 7),
+            (4, 2, 2),
+            (3, 2),
+            (4, 4, 4, 3),
+            shared="qkv",
+            more={"query_bias": (12,), "out_bias": (6,), "mask": _mask(2, 1, 1, 5)},
+        ),
+        _example(
+            "one first factor for keys and values",
+            (2, 3, 7),
+            (2, 2, 2),
+            (3, 2),
+            (0, 4, 4, 0),
+            context=(2, 4, 5),
+            shared="kv",
             dynamic=(),
         ),
         _example("one of everything", (1, 1, 1), (1, 1, 1), (1, 1), (0, 0, 0, 1), dynamic=()),

@@ -15,6 +15,8 @@ from regraft.ops import evaluate, get_op
 
 OP = get_op("lowrank_attention")
 OUT = 6
+OWNER: dict[str, dict[str, str]] = {"none": {}, "kv": {"value": "key"}, "qkv": {"key": "query", "value": "query"}}
+"""Whose first factor a projection reads that has none of its own."""
 
 
 @dataclass
@@ -27,10 +29,11 @@ class Case:
     blocks: int
     causal: int = 0
     scale: float = 0.7
+    shared: str = "none"
     attributes: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = ("heads", "kv_heads", "blocks", "causal", "scale")
+        names = ("heads", "kv_heads", "blocks", "causal", "scale", "shared")
         self.attributes = {name: getattr(self, name) for name in names}
 
 
@@ -48,6 +51,7 @@ def cases(draw: st.DrawFn) -> Case:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     crossed = draw(st.booleans())
     keys, inner = (keys, inner) if crossed else (queries, width)
+    shared = draw(st.sampled_from(("none", "kv") if crossed else ("none", "kv", "qkv")))
     tensors = {"x": _randn(generator, batch, queries, width)}
     if crossed:
         tensors["context"] = _randn(generator, batch, keys, inner)
@@ -56,7 +60,10 @@ def cases(draw: st.DrawFn) -> Case:
         ("key", inner, kv_heads * head),
         ("value", inner, kv_heads * wide),
     ):
-        rank = draw(st.integers(0, 3))
+        if name in OWNER[shared]:
+            tensors[name] = _randn(generator, count, len(tensors[f"{OWNER[shared][name]}_down"]))
+            continue
+        rank = draw(st.integers(int(name in OWNER[shared].values()), 3))
         tensors[name] = _randn(generator, count, rank or extent)
         if rank:
             tensors[f"{name}_down"] = _randn(generator, rank, extent)
@@ -78,16 +85,15 @@ def cases(draw: st.DrawFn) -> Case:
         tensors["mask"] = ~hidden
     if hiding == "bias":
         tensors["bias"] = _randn(generator, *hidden.shape).masked_fill(hidden, -torch.inf)
-    return Case(tensors, heads, kv_heads, blocks, int(hiding == "causal"))
+    return Case(tensors, heads, kv_heads, blocks, int(hiding == "causal"), shared=shared)
 
 
 def _written_out(case: Case) -> Tensor:
     """The formula, one head of one sequence after the other."""
     t, x = case.tensors, case.tensors["x"]
     context = t.get("context", x)
-    weights = {
-        name: t[name] @ t[f"{name}_down"] if f"{name}_down" in t else t[name] for name in ("query", "key", "value")
-    }
+    downs = {name: f"{OWNER[case.shared].get(name, name)}_down" for name in ("query", "key", "value")}
+    weights = {name: t[name] @ t[down] if down in t else t[name] for name, down in downs.items()}
     out = t["out_up"] @ t["out"] if "out_up" in t else t["out"]
     head, wide = weights["query"].shape[0] // case.heads, weights["value"].shape[0] // case.kv_heads
     q = x @ weights["query"].t() + t.get("query_bias", torch.zeros(1).double())
@@ -163,6 +169,23 @@ _OF_HEADS = "of each head needs one block and no value_bias; got "
         ({"out_up": (6, 3)}, {}, "lowrank_attention: ranks differ: out 6, out_up 3"),
         ({"query_bias": (6,)}, {}, "lowrank_attention: query_bias must be [8]; got float32[6]"),
         ({"out_bias": (8,)}, {}, "lowrank_attention: out_bias must be [6]; got float32[8]"),
+        ({}, {"shared": "all"}, "lowrank_attention: shared must be none, kv or qkv; got all"),
+        ({}, {"shared": "qkv"}, "lowrank_attention: shared=qkv needs query_down and no key_down"),
+        (
+            {"key_down": (7, 7), "value_down": (7, 7)},
+            {"shared": "kv"},
+            "lowrank_attention: shared=kv needs key_down and no value_down",
+        ),
+        (
+            {"query_down": (7, 7), "context": (2, 4, 7)},
+            {"shared": "qkv"},
+            "lowrank_attention: shared=qkv needs keys and values of x; got context float32[2, 4, 7]",
+        ),
+        (
+            {"key_down": (3, 7), "key": (8, 3)},
+            {"shared": "kv"},
+            "lowrank_attention: ranks differ: value_down 3, value 7",
+        ),
         ({"residual": (2, 5, 7)}, {}, "lowrank_attention: residual must be float32[2, 5, 6]; got float32[2, 5, 7]"),
     ],
 )
@@ -183,3 +206,14 @@ def test_multiply_adds_and_buffers_are_those_of_all_products() -> None:
     assert cost.transient_bytes == 4 * 2 * 5 * 4  # queries of two heads
     first, group, total = 3, 4 * 4, 6  # P_q; q, k, v and what they give; the sum
     assert cost.inner_bytes == 4 * 2 * 5 * (first + group + total)
+
+
+def test_a_first_factor_that_all_read_counts_once() -> None:
+    down, weights = (3, 7), {name: (8, 3) for name in ("query", "key", "value")}
+    shared = OP.cost(
+        **_types(query_down=down, **weights), heads=4, kv_heads=4, scale=0.5, causal=0, blocks=2, shared="qkv"
+    )
+    downs = {f"{name}_down": down for name in weights}
+    apart = OP.cost(**_types(**downs, **weights), heads=4, kv_heads=4, scale=0.5, causal=0, blocks=2)
+    assert apart.macs - shared.macs == 2 * (2 * 5) * 3 * 7
+    assert apart.inner_bytes - shared.inner_bytes == 2 * 4 * (2 * 5) * 3
