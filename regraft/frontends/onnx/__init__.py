@@ -10,6 +10,7 @@ from regraft.frontends.onnx._run import bind_inputs
 from regraft.frontends.onnx._save import save
 from regraft.frontends.onnx._session import Session, SessionSettings, light_proto, open_session
 from regraft.frontends.onnx._tensors import dtype_label, to_torch
+from regraft.frontends.onnx._views import constant_of
 
 __all__ = [
     "DOMAIN",
@@ -20,6 +21,7 @@ __all__ = [
     "SessionSettings",
     "Sym",
     "bind_inputs",
+    "constant_of",
     "dtype_label",
     "function_for",
     "light_proto",
