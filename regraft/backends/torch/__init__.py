@@ -1,23 +1,32 @@
-"""Runs a captured PyTorch model in PyTorch, eagerly."""
+"""Runs a captured PyTorch model in PyTorch, eagerly; on the CPU its structured ops can run on TVM's kernels."""
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
+from regraft.backends._kernel_use import KernelUse
 from regraft.backends._signature import call_inputs, inputs_of, outputs_of
-from regraft.errors import BackendError
+from regraft.backends.tvm import with_kernels
+from regraft.errors import BackendError, OptionError
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.graph.snapshot import SnapshotValue
 
+KERNELS: Final = (None, "tvm")
+"""What structured ops can run on: PyTorch's own operators, or kernels compiled by TVM."""
+
 
 @dataclass(frozen=True, eq=False)
 class TorchExecutable:
-    """`Executable` over the captured module: returns what the model returns, without gradients."""
+    """`Executable` over the captured module: returns what the model returns, without gradients.
+
+    Attributes:
+        kernels: each structured op and what it runs on; empty when no kernels were asked for.
+    """
 
     module: nn.Module
     target: str
@@ -26,6 +35,7 @@ class TorchExecutable:
     device: torch.device
     graph: FxGraph
     backend: str = "torch"
+    kernels: tuple[KernelUse, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on inputs, which are moved to the target."""
@@ -36,21 +46,38 @@ class TorchExecutable:
             return self.module(*moved, **named)
 
 
-def compile(graph: Graph, target: str) -> TorchExecutable:
+def compile(graph: Graph, target: str, *, kernels: str | None = None) -> TorchExecutable:
     """Return an executable for a graph that came from PyTorch.
 
+    Args:
+        graph: what to run.
+        target: "cpu" or "cuda".
+        kernels: "tvm" runs structured ops on kernels that are compiled for this processor, where one exists and fits,
+            each checked on the example inputs; the executable's `kernels` say which. None: as PyTorch's operators.
+
     Raises:
-        BackendError: for a graph from ONNX, or a target that is not there.
+        OptionError: for other kernels.
+        BackendError: for a graph from ONNX, a target that is not there, or kernels that the target does not have.
+        MissingExtraError: when what compiles the kernels is not installed.
+        VerificationError: when a kernel does not compute what its op does.
     """
+    if kernels not in KERNELS:
+        raise OptionError(f"torch backend: kernels must be one of {', '.join(map(repr, KERNELS))}; got {kernels!r}")
     if not isinstance(graph, FxGraph):
         hint = "compile it with backend='onnxruntime'"
         raise BackendError("torch backend: runs models captured from PyTorch; got an ONNX graph", hint=hint)
     if target == "cuda" and not torch.cuda.is_available():
         raise BackendError("torch backend: target 'cuda' needs a GPU that torch can see; there is none")
+    if kernels is not None and target != "cpu":
+        raise BackendError(f"torch backend: kernels={kernels!r} needs target 'cpu'; got {target!r}")
     device = torch.device(target)
+    described = target, inputs_of(graph), outputs_of(graph), device, graph
+    if kernels is not None:
+        module, uses = with_kernels(graph)
+        return TorchExecutable(module, *described, kernels=uses)
     # Copies of a graph share weights; moving those would move the model's own.
     module = graph.module if target == "cpu" else copy.deepcopy(graph.module).to(device)
-    return TorchExecutable(module, target, inputs_of(graph), outputs_of(graph), device, graph)
+    return TorchExecutable(module, *described)
 
 
 def _to(value: Any, device: torch.device) -> Any:

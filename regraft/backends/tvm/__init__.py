@@ -12,11 +12,15 @@ from regraft.backends.tvm._compat import check_pins
 from regraft.errors import BackendError, MissingExtraError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from regraft.backends._kernel_use import KernelUse
     from regraft.backends.tvm._compile import TvmExecutable
     from regraft.backends.tvm._library import Library
+    from regraft.frontends.torch import FxGraph
     from regraft.graph import Graph
 
-__all__ = ["TARGETS", "compile", "describe", "load"]
+__all__ = ["TARGETS", "compile", "describe", "load", "with_kernels"]
 
 TARGETS: Final = ("cpu", "llvm", "cuda")
 """What may be asked for; "cpu" is another word for "llvm"."""
@@ -62,6 +66,19 @@ def load(path: str | os.PathLike[str]) -> "Library":
     check_pins()
     library: Library = import_module(f"{__name__}._library").load_library(path)
     return library
+
+
+def with_kernels(graph: "FxGraph") -> "tuple[nn.Module, tuple[KernelUse, ...]]":
+    """Return a captured program as a module whose structured ops run on kernels for the CPU, and which of them do.
+
+    Raises:
+        MissingExtraError: when TVM is not installed.
+        VerificationError: when a kernel does not compute what its op does.
+        BackendError: when TVM cannot compile a kernel.
+    """
+    check_pins()
+    found: tuple[nn.Module, tuple[KernelUse, ...]] = import_module(f"{__name__}._torch").with_kernels(graph)
+    return found
 
 
 def describe() -> str:

@@ -1,0 +1,129 @@
+"""Kernels for the CPU against the float64 oracle of their op: odd shapes, few rows, strides, and what is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regraft.backends.tvm.kernels.cpu import Compiled, Operands, compile_kernel, cpu_kernels
+from regraft.errors import InputError, OptionError
+from regraft.ops import Example, Op, evaluate, get_op
+
+EXAMPLES = [(get_op(name), example) for name in cpu_kernels() for example in get_op(name).examples]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+"""Largest ‖y - ŷ‖ / ‖y‖: a few hundred roundings."""
+
+
+def label(value: Any) -> str:
+    return str(getattr(value, "name", value)).replace(" ", "_")
+
+
+def compiled(op: Op, tensors: dict[str, Tensor], attributes: Any = None, **tiles: int) -> Compiled | str:
+    kernel = cpu_kernels()[op.name]
+    varying = {name: tensor.dtype for name, tensor in tensors.items() if name in kernel.activations}
+    constants = {name: tensor for name, tensor in tensors.items() if name not in varying}
+    return compile_kernel(kernel, Operands(constants, varying, attributes or {}), tiles)
+
+
+def varying(op: Op, tensors: dict[str, Tensor]) -> list[Tensor]:
+    return [
+        tensors[name] for name in (each.name for each in op.operands) if name in activations(op) and name in tensors
+    ]
+
+
+def activations(op: Op) -> tuple[str, ...]:
+    return cpu_kernels()[op.name].activations
+
+
+def oracle(op: Op, tensors: dict[str, Tensor], attributes: Any = None) -> Tensor:
+    exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return evaluate(op, exact, dict(attributes or {}))
+
+
+def check(op: Op, tensors: dict[str, Tensor], attributes: Any = None, **tiles: int) -> None:
+    kernel = compiled(op, tensors, attributes, **tiles)
+    assert isinstance(kernel, Compiled), kernel
+    got, wanted = kernel(*varying(op, tensors)), oracle(op, tensors, attributes)
+    x = next(iter(tensors.values()))
+    assert (got.dtype, got.shape) == (x.dtype, wanted.shape)
+    assert float((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-30)) <= TOLERANCE[x.dtype]
+
+
+@pytest.mark.parametrize(("op", "example"), EXAMPLES, ids=label)
+def test_a_kernel_computes_what_the_oracle_of_its_op_does(op: Op, example: Example) -> None:
+    check(op, example.tensors(torch.float32), example.attributes)
+
+
+def factors(rows: int, width: int = 33, rank: int = 17, columns: int = 65) -> dict[str, Tensor]:
+    example = Example("", {"x": (rows, width), "down": (rank, width), "up": (columns, rank), "bias": (columns,)})
+    return example.tensors(torch.float64)
+
+
+LOWRANK = get_op("lowrank_linear")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 31, 33, 100])
+def test_any_number_of_rows_is_computed_exactly_by_the_same_code(rows: int) -> None:
+    check(LOWRANK, factors(rows))
+
+
+def test_no_rows_give_no_results() -> None:
+    kernel = compiled(LOWRANK, factors(1))
+    assert isinstance(kernel, Compiled)
+    assert kernel(torch.empty(0, 33, dtype=torch.float64)).shape == (0, 65)
+    assert kernel(torch.empty(2, 0, 33, dtype=torch.float64)).shape == (2, 0, 65)
+
+
+def test_strided_and_unaligned_inputs_are_read_in_their_order() -> None:
+    tensors = factors(6)
+    kernel = compiled(LOWRANK, tensors)
+    assert isinstance(kernel, Compiled)
+    wanted = kernel(tensors["x"])
+    turned = tensors["x"].t().contiguous().t()
+    unaligned = torch.cat([torch.zeros(1, dtype=torch.float64), tensors["x"].flatten()])[1:].view(6, 33)
+    assert not turned.is_contiguous()
+    assert unaligned.data_ptr() % 64
+    for x in (turned, unaligned, torch.stack([tensors["x"], -tensors["x"]], dim=1)[:, 0]):
+        torch.testing.assert_close(kernel(x), wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("tiles", [{"block_rows": 2, "block_vectors": 1}, {"block_vectors": 4, "row_chunk": 16}])
+def test_tiles_change_the_code_and_not_the_result(tiles: dict[str, int]) -> None:
+    tensors = factors(37)
+    check(LOWRANK, tensors, **tiles)
+    default, other = compiled(LOWRANK, tensors), compiled(LOWRANK, tensors, **tiles)
+    assert isinstance(default, Compiled)
+    assert isinstance(other, Compiled)
+    assert default.key != other.key
+
+
+def test_layers_of_one_shape_share_their_code() -> None:
+    first, second = (compiled(LOWRANK, factors(rows)) for rows in (3, 5))
+    assert isinstance(first, Compiled)
+    assert isinstance(second, Compiled)
+    assert first.key == second.key
+
+
+def test_a_tile_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(
+        OptionError, match=r"tvm kernel lowrank_linear: has no tile block_rows=3; it has: block_rows \("
+    ):
+        compiled(LOWRANK, factors(1), block_rows=3)
+
+
+def test_element_types_that_differ_do_not_fit_and_it_is_said_why() -> None:
+    tensors = factors(2)
+    assert compiled(LOWRANK, {**tensors, "up": tensors["up"].float()}) == (
+        "activations and factors must all be float32, or all float64"
+    )
+    assert isinstance(compiled(LOWRANK, {name: tensor.half() for name, tensor in tensors.items()}), str)
+
+
+def test_an_input_of_another_type_than_announced_is_refused() -> None:
+    kernel = compiled(LOWRANK, factors(2))
+    assert isinstance(kernel, Compiled)
+    with pytest.raises(
+        InputError, match=r"tvm kernel lowrank_linear: needs torch.float64 on cpu; got torch.float32 on cpu"
+    ):
+        kernel(torch.ones(2, 33))
