@@ -1,13 +1,14 @@
 """What products in floating point share: tile parameters, blocks that fit the registers, and packed weights."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from regraft.backends.tvm.kernels.cpu._host import Host
-from regraft.backends.tvm.kernels.cpu._product import Block
+from regraft.backends.tvm.kernels.cpu._ir import load
+from regraft.backends.tvm.kernels.cpu._product import Block, Finish
 
 TILES: Final[Mapping[str, tuple[int, ...]]] = {
     "block_rows": (8, 4, 2, 1),
@@ -37,9 +38,14 @@ def packed(weight: Tensor, block: Block) -> Tensor:
     return padded.view(-1, block.columns, inner).transpose(1, 2).contiguous().flatten()
 
 
-def padded_vector(vector: Tensor | None, columns: int, block: Block, like: Tensor) -> Tensor:
+def padded_vector(vector: Tensor | None, columns: int, block: Block) -> Tensor:
     """Return a bias, with zeros up to the end of the last panel; zeros when it is absent."""
-    found = like.new_zeros(block.panels(columns) * block.columns, dtype=getattr(torch, block.dtype))
+    found = torch.zeros(block.size(columns), dtype=getattr(torch, block.dtype))
     if vector is not None:
         found[:columns] = vector
     return found
+
+
+def plus(bias: Any, block: Block, first: Any = 0) -> Finish:
+    """Return what adds a padded bias, which begins at a place of its buffer."""
+    return lambda place, value: value + load(bias, [first + place.column], block.lanes)

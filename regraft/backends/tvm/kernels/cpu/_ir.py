@@ -69,6 +69,11 @@ def least(one: Any, other: Any) -> Any:
     return min(one, other) if isinstance(one, int) and isinstance(other, int) else tirx.min(index(one), index(other))
 
 
+def most(one: Any, other: Any) -> Any:
+    """Return the larger one."""
+    return max(one, other) if isinstance(one, int) and isinstance(other, int) else tirx.max(index(one), index(other))
+
+
 def spread(value: Any, lanes: int) -> Any:
     """Return a vector of one value."""
     return T.broadcast(value, lanes) if lanes > 1 else value

@@ -8,8 +8,8 @@ What is left of the rows is done in blocks of half, a quarter, ... of the height
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from regraft.backends.tvm.kernels.cpu._ir import (
     ceil_div,
@@ -25,6 +25,8 @@ from regraft.backends.tvm.kernels.cpu._ir import (
     store,
     when,
 )
+
+_SHORTEST: Final = 4
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,20 @@ class Block:
         """Columns of a panel."""
         return self.vectors * self.lanes
 
+    def fitted(self, columns: int) -> "Block":
+        """Return a block that is not much wider than so many columns; its vectors have 4 numbers or more."""
+        lanes = self.lanes
+        while lanes > _SHORTEST and 2 * columns <= lanes:
+            lanes //= 2
+        return replace(self, lanes=lanes, vectors=min(self.vectors, -(-columns // lanes)))
+
     def panels(self, columns: int) -> int:
         """Return how many panels hold so many columns."""
         return -(-columns // self.columns)
+
+    def size(self, columns: int, depth: int = 1) -> int:
+        """Return how many numbers the panels of so many columns hold."""
+        return self.panels(columns) * self.columns * depth
 
 
 @dataclass(frozen=True)
@@ -119,13 +132,35 @@ def over_tasks(rows: Any, row_chunk: int, panels: int, body: Callable[[Any, Any,
         body(task // chunks, first, least(rows - first, row_chunk))
 
 
+def product(
+    block: Block,
+    rows: Any,
+    row_chunk: int,
+    columns: int,
+    depth: Any,
+    step: Step,
+    finish: Finish | None,
+    result: Result,
+) -> None:
+    """Write a whole product, side by side over panels and chunks of rows."""
+
+    def body(panel: Any, first: Any, count: Any) -> None:
+        panel_product(block, panel, first, count, depth, step, finish, result)
+
+    over_tasks(rows, row_chunk, block.panels(columns), body)
+
+
 def panel_product(
-    block: Block, panel: Any, first: Any, rows: Any, depth: Any, step: Step, finish: Finish, result: Result
+    block: Block, panel: Any, first: Any, rows: Any, depth: Any, step: Step, finish: Finish | None, result: Result
 ) -> None:
     """Write the results of one panel for rows from `first` on."""
 
+    def as_it_is(place: Place, value: Any) -> Any:
+        del place
+        return value
+
     def part(size: int, begin: Any) -> None:
-        _block_product(block, size, panel, first + begin, depth, step, finish, result)
+        _block_product(block, size, panel, first + begin, depth, step, finish or as_it_is, result)
 
     with each(rows // block.rows) as whole:
         part(block.rows, whole * block.rows)
@@ -137,7 +172,7 @@ def panel_product(
 
 
 def _block_product(
-    block: Block, rows: int, panel: Any, first: Any, depth: Any, step: Step, finish: Finish, result: Result
+    block: Block, rows: int, panel: Any, first: Any, depth: Any, step: Step, finish: Finish | None, result: Result
 ) -> None:
     sums = registers(rows * block.columns, block.dtype)
     cells = [(row, vector) for row in range(rows) for vector in range(block.vectors)]

@@ -5,13 +5,13 @@
 p, [rows, rank], is the one buffer between them.
 """
 
-from typing import Any, Final
+from typing import Final
 
-from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, padded_vector
+from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, padded_vector, plus
 from regraft.backends.tvm.kernels.cpu._host import Host
-from regraft.backends.tvm.kernels.cpu._ir import Function, function, load, scratch
+from regraft.backends.tvm.kernels.cpu._ir import Function, function, scratch
 from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, with_columns
-from regraft.backends.tvm.kernels.cpu._product import Block, Place, Result, multiply_add, over_tasks, panel_product
+from regraft.backends.tvm.kernels.cpu._product import Result, multiply_add, product
 
 
 def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
@@ -22,55 +22,31 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
     down, up, bias = given.constants["down"], given.constants["up"], given.constants.get("bias")
     (rank, width), columns = down.shape, up.shape[0]
     block = block_of(tiles, host, dtype)
+    thin, wide = block.fitted(rank), block.fitted(columns)
 
-    def program() -> Any:
-        return function(lambda f: _write(f, block, (width, rank, columns), tiles["row_chunk"]))
+    def write(f: Function) -> None:
+        rows = f.symbol("rows")
+        x = f.parameter("x", ("rows", width), dtype)
+        first = f.parameter("down", (thin.size(rank, width),), dtype)
+        second = f.parameter("up", (wide.size(columns, rank),), dtype)
+        offsets = f.parameter("bias", (wide.size(columns),), dtype)
+        y = f.parameter("y", ("rows", columns), dtype)
+        p = scratch(rows * rank, dtype)
+        step = multiply_add(lambda row, k: x[row, k], first, thin, width)
+        to_p = Result(p, lambda row, column: (row * rank + column,), rank)
+        product(thin, rows, tiles["row_chunk"], rank, width, step, None, to_p)
+        step = multiply_add(lambda row, k: p[row * rank + k], second, wide, rank)
+        to_y = Result(y, lambda row, column: (row, column), columns)
+        product(wide, rows, tiles["row_chunk"], columns, rank, step, plus(offsets, wide), to_y)
 
     return Plan(
         {"width": width, "rank": rank, "columns": columns, "dtype": dtype},
-        (packed(down, block), packed(up, block), padded_vector(bias, columns, block, up)),
-        program,
+        (packed(down, thin), packed(up, wide), padded_vector(bias, columns, wide)),
+        lambda: function(write),
         as_rows(width),
         with_columns(columns),
         columns,
     )
-
-
-def _write(f: Function, block: Block, sizes: tuple[int, int, int], chunk: int) -> None:
-    width, rank, columns = sizes
-    rows, dtype = f.symbol("rows"), block.dtype
-    x = f.parameter("x", ("rows", width), dtype)
-    down = f.parameter("down", (block.panels(rank) * block.columns * width,), dtype)
-    up = f.parameter("up", (block.panels(columns) * block.columns * rank,), dtype)
-    bias = f.parameter("bias", (block.panels(columns) * block.columns,), dtype)
-    y = f.parameter("y", ("rows", columns), dtype)
-    p = scratch(rows * rank, dtype)
-
-    first = multiply_add(lambda row, k: x[row, k], down, block, width)
-    thin = Result(p, lambda row, column: (row * rank + column,), rank)
-    over_tasks(
-        rows,
-        chunk,
-        block.panels(rank),
-        lambda panel, begin, count: panel_product(block, panel, begin, count, width, first, _as_it_is, thin),
-    )
-
-    def with_bias(place: Place, value: Any) -> Any:
-        return value + load(bias, [place.column], block.lanes)
-
-    second = multiply_add(lambda row, k: p[row * rank + k], up, block, rank)
-    wide = Result(y, lambda row, column: (row, column), columns)
-    over_tasks(
-        rows,
-        chunk,
-        block.panels(columns),
-        lambda panel, begin, count: panel_product(block, panel, begin, count, rank, second, with_bias, wide),
-    )
-
-
-def _as_it_is(place: Place, value: Any) -> Any:
-    del place
-    return value
 
 
 kernel: Final = CpuKernel("lowrank_linear", ("x",), TILES, default_tiles, plan)
