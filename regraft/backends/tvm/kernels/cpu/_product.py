@@ -7,7 +7,7 @@ other operand is read number by number, from wherever the kernel says that it li
 What is left of the rows is done in blocks of half, a quarter, ... of the height.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -85,8 +85,23 @@ class Place:
 
 Step = Callable[[Any, Place, Any], Any]
 """(sum so far, where, k) -> sum."""
-Finish = Callable[[Place, Any], Any]
-"""(where, sum) -> result."""
+Finish = Callable[..., Any]
+"""(where, sum of each part) -> result."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the sums over k that a result is made of.
+
+    Attributes:
+        depth: how many steps.
+        step: adds one.
+        dtype: of the sum.
+    """
+
+    depth: Any
+    step: Step
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -106,8 +121,10 @@ class Result:
     dense: bool = True
 
 
-def multiply_add(a: Callable[[Any, Any], Any], weight: Any, block: Block, depth: Any, first: Any = 0) -> Step:
-    """Return the step of a floating-point product.
+def multiply_add(
+    a: Callable[[Any, Any], Any], weight: Any, block: Block, depth: Any, first: Any = 0, steps: Any = None
+) -> Part:
+    """Return a product of floating-point numbers.
 
     Args:
         a: (row, k) -> number.
@@ -115,13 +132,14 @@ def multiply_add(a: Callable[[Any, Any], Any], weight: Any, block: Block, depth:
         block: of sums.
         depth: of a panel in the buffer.
         first: place of the first panel in the buffer.
+        steps: how many of the depth there are; all by default.
     """
 
     def step(total: Any, place: Place, k: Any) -> Any:
         begin = first + (place.panel * depth + k) * block.columns + place.vector * block.lanes
         return total + spread(a(place.row, k), block.lanes) * load(weight, [begin], block.lanes)
 
-    return step
+    return Part(depth if steps is None else steps, step, block.dtype)
 
 
 def over_tasks(rows: Any, row_chunk: int, panels: int, body: Callable[[Any, Any, Any], None]) -> None:
@@ -137,78 +155,96 @@ def product(
     rows: Any,
     row_chunk: int,
     columns: int,
-    depth: Any,
-    step: Step,
+    parts: Sequence[Part],
     finish: Finish | None,
     result: Result,
 ) -> None:
     """Write a whole product, side by side over panels and chunks of rows."""
 
     def body(panel: Any, first: Any, count: Any) -> None:
-        panel_product(block, panel, first, count, depth, step, finish, result)
+        panel_product(block, panel, first, count, parts, finish, result)
 
     over_tasks(rows, row_chunk, block.panels(columns), body)
 
 
 def panel_product(
-    block: Block, panel: Any, first: Any, rows: Any, depth: Any, step: Step, finish: Finish | None, result: Result
+    block: Block, panel: Any, first: Any, rows: Any, parts: Sequence[Part], finish: Finish | None, result: Result
 ) -> None:
     """Write the results of one panel for rows from `first` on."""
 
-    def as_it_is(place: Place, value: Any) -> Any:
-        del place
-        return value
+    def whole(size: int, begin: Any) -> None:
+        _Tile(block, size, panel, first + begin, finish or _as_it_is).write(parts, result)
 
-    def part(size: int, begin: Any) -> None:
-        _block_product(block, size, panel, first + begin, depth, step, finish or as_it_is, result)
-
-    with each(rows // block.rows) as whole:
-        part(block.rows, whole * block.rows)
+    with each(rows // block.rows) as step:
+        whole(block.rows, step * block.rows)
     size = block.rows // 2
     while size:
         with when(index(rows) % (2 * size) >= size):
-            part(size, rows // (2 * size) * (2 * size))
+            whole(size, rows // (2 * size) * (2 * size))
         size //= 2
 
 
-def _block_product(
-    block: Block, rows: int, panel: Any, first: Any, depth: Any, step: Step, finish: Finish | None, result: Result
-) -> None:
-    sums = registers(rows * block.columns, block.dtype)
-    cells = [(row, vector) for row in range(rows) for vector in range(block.vectors)]
+def _as_it_is(place: Place, value: Any) -> Any:
+    del place
+    return value
 
-    def place(row: int, vector: int) -> Place:
-        return Place(first + row, panel, vector, panel * block.columns + vector * block.lanes)
 
-    def at(row: int, vector: int) -> list[Any]:
-        return [row * block.columns + vector * block.lanes]
+@dataclass(frozen=True)
+class _Tile:
+    """Rows of one panel whose sums are in registers."""
 
-    for cell in cells:
-        store(sums, spread(number(0, block.dtype), block.lanes), at(*cell), block.lanes)
-    with each(depth) as k:
-        for cell in cells:
-            total = load(sums, at(*cell), block.lanes)
-            store(sums, step(total, place(*cell), k), at(*cell), block.lanes)
+    block: Block
+    rows: int
+    panel: Any
+    first: Any
+    finish: Finish
 
-    def whole() -> None:
-        for cell in cells:
-            spot = place(*cell)
-            value = finish(spot, load(sums, at(*cell), block.lanes))
-            store(result.buffer, value, result.at(spot.row, spot.column), block.lanes)
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        return [(row, vector) for row in range(self.rows) for vector in range(self.block.vectors)]
 
-    def ragged() -> None:
-        edge = registers(rows * block.columns, result.buffer.dtype)
-        for cell in cells:
-            value = finish(place(*cell), load(sums, at(*cell), block.lanes))
-            store(edge, value, at(*cell), block.lanes)
-        left = least(result.columns - panel * block.columns, block.columns)
-        with each(rows) as row, each(left) as column:
-            spot = result.at(first + row, panel * block.columns + column)
-            store(result.buffer, load(edge, [row * block.columns + column], 1), spot, 1)
+    def place(self, row: int, vector: int) -> Place:
+        column = self.panel * self.block.columns + vector * self.block.lanes
+        return Place(self.first + row, self.panel, vector, column)
 
-    if not result.dense:
-        ragged()
-    elif isinstance(result.columns, int) and result.columns % block.columns == 0:
-        whole()
-    else:
-        either((panel + 1) * block.columns <= result.columns, whole, ragged)
+    def at(self, row: int, vector: int) -> list[Any]:
+        return [row * self.block.columns + vector * self.block.lanes]
+
+    def write(self, parts: Sequence[Part], result: Result) -> None:
+        block = self.block
+        sums = [self._summed(part) for part in parts]
+
+        def value(cell: tuple[int, int]) -> Any:
+            return self.finish(self.place(*cell), *(load(each_sum, self.at(*cell), block.lanes) for each_sum in sums))
+
+        def whole() -> None:
+            for cell in self.cells:
+                spot = self.place(*cell)
+                store(result.buffer, value(cell), result.at(spot.row, spot.column), block.lanes)
+
+        def ragged() -> None:
+            edge = registers(self.rows * block.columns, result.buffer.dtype)
+            for cell in self.cells:
+                store(edge, value(cell), self.at(*cell), block.lanes)
+            left = least(result.columns - self.panel * block.columns, block.columns)
+            with each(self.rows) as row, each(left) as column:
+                spot = result.at(self.first + row, self.panel * block.columns + column)
+                store(result.buffer, load(edge, [row * block.columns + column], 1), spot, 1)
+
+        if not result.dense:
+            ragged()
+        elif isinstance(result.columns, int) and result.columns % block.columns == 0:
+            whole()
+        else:
+            either((self.panel + 1) * block.columns <= result.columns, whole, ragged)
+
+    def _summed(self, part: Part) -> Any:
+        lanes = self.block.lanes
+        sums = registers(self.rows * self.block.columns, part.dtype)
+        for cell in self.cells:
+            store(sums, spread(number(0, part.dtype), lanes), self.at(*cell), lanes)
+        with each(part.depth) as k:
+            for cell in self.cells:
+                total = load(sums, self.at(*cell), lanes)
+                store(sums, part.step(total, self.place(*cell), k), self.at(*cell), lanes)
+        return sums

@@ -32,12 +32,12 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         offsets = f.parameter("bias", (wide.size(columns),), dtype)
         y = f.parameter("y", ("rows", columns), dtype)
         p = scratch(rows * rank, dtype)
-        step = multiply_add(lambda row, k: x[row, k], first, thin, width)
+        part = multiply_add(lambda row, k: x[row, k], first, thin, width)
         to_p = Result(p, lambda row, column: (row * rank + column,), rank)
-        product(thin, rows, tiles["row_chunk"], rank, width, step, None, to_p)
-        step = multiply_add(lambda row, k: p[row * rank + k], second, wide, rank)
+        product(thin, rows, tiles["row_chunk"], rank, [part], None, to_p)
+        part = multiply_add(lambda row, k: p[row * rank + k], second, wide, rank)
         to_y = Result(y, lambda row, column: (row, column), columns)
-        product(wide, rows, tiles["row_chunk"], columns, rank, step, plus(offsets, wide), to_y)
+        product(wide, rows, tiles["row_chunk"], columns, [part], plus(offsets, wide), to_y)
 
     return Plan(
         {"width": width, "rank": rank, "columns": columns, "dtype": dtype},

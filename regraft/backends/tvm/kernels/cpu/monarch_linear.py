@@ -86,10 +86,10 @@ class _Layer:
                 return x[row, k * cut.in_blocks + run if cut.in_strided else run * cut.width + k]
 
             begin = run * block.size(self.inner, cut.width)
-            step = multiply_add(feature, right, block, cut.width, begin)
-            result = Result(h, lambda row, column: (row * self.wide + run * self.inner + column,), self.inner)
             depth = _count(run, cut.in_features, cut.in_blocks, cut.width, strided=cut.in_strided)
-            panel_product(block, panel, first, count, depth, step, None, result)
+            part = multiply_add(feature, right, block, cut.width, begin, depth)
+            result = Result(h, lambda row, column: (row * self.wide + run * self.inner + column,), self.inner)
+            panel_product(block, panel, first, count, [part], None, result)
 
         over_tasks(rows, self.row_chunk, panels * cut.in_blocks, body)
 
@@ -109,10 +109,10 @@ class _Layer:
 
             begin = group * block.size(cut.height, depth)
             columns = _count(group, cut.out_features, cut.out_blocks, cut.height, strided=cut.out_strided)
-            step = multiply_add(product, left, block, depth, begin)
+            part = multiply_add(product, left, block, depth, begin)
             result = Result(y, at, columns, dense=not cut.out_strided)
             finish = plus(bias, block, group * block.size(cut.height))
-            panel_product(block, panel, first, count, depth, step, finish, result)
+            panel_product(block, panel, first, count, [part], finish, result)
 
         over_tasks(rows, self.row_chunk, panels * cut.out_blocks, body)
 
