@@ -14,16 +14,16 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # One process a core: threads inside the test processes would only compete.
-test test-slow check: export OMP_NUM_THREADS ?= 1
+test test-slow test-kernels check: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check lint types layers format bench clean
+.PHONY: help demo test test-slow test-kernels check lint types layers format bench clean
 # Checks run in the order in which they are listed, also under `make -j`.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed-demo ## optimize a small trained model and show what was done
 	@$(BIN)/python examples/quickstart.py
@@ -33,6 +33,9 @@ test: $(VENV)/.installed-dev ## the default tests (minutes on two cores)
 
 test-slow: $(VENV)/.installed-dev ## the tests that take long, alone
 	@$(PYTEST) -m slow
+
+test-kernels: $(VENV)/.installed-dev ## build every CUDA kernel for both architectures (needs nvcc)
+	@$(PYTEST) -m kernels
 
 check: lint types layers test ## what CI runs: lint, types, layers, tests
 

@@ -4,6 +4,7 @@ Programs in this package import TVM's modules with `module`, so that everything 
 """
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -14,13 +15,25 @@ from regraft.errors import MissingExtraError
 PINS: Final = {"apache-tvm": "0.25.0.post1", "apache-tvm-ffi": "0.1.12"}
 """Other versions of the two import together, but crash when they compile."""
 
+TILELANG: Final = {"tilelang": "0.1.15", "apache-tvm-ffi": "0.1.12"}
+"""What CUDA kernels are made with, in a process of its own."""
+
 _HINT: Final = "pip install 'regraft[tvm]'"
 
 
 def check_pins() -> None:
     """Raise MissingExtraError, naming what is needed and what is there, unless the pinned versions are installed."""
-    needed = ", ".join(f"{name} {pin}" for name, pin in PINS.items())
-    for name, pin in PINS.items():
+    _check(PINS)
+
+
+def check_tilelang() -> None:
+    """Raise MissingExtraError, naming what is needed and what is there, unless TileLang is installed as pinned."""
+    _check(TILELANG)
+
+
+def _check(pins: Mapping[str, str]) -> None:
+    needed = ", ".join(f"{name} {pin}" for name, pin in pins.items())
+    for name, pin in pins.items():
         try:
             found = version(name)
         except PackageNotFoundError:

@@ -1,0 +1,1 @@
+"""Kernel templates in TileLang; imported only in TileLang's own process."""
