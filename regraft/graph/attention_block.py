@@ -3,7 +3,7 @@
 y = out(attention(query(x), key(c), value(c)))        c: x, or what is attended to instead
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from regraft.graph._rows import ahead, behind, in_rows_of, sum_behind
 from regraft.graph.attention import AttentionSite, find_attention_sites
 from regraft.graph.graph import Graph
+from regraft.graph.heads import merged, shape_of
+from regraft.graph.picks import picked, stacked
 from regraft.graph.projection import Projection, find_projections
 from regraft.graph.site import NearMiss, Site
-from regraft.graph.view import Node, Value
+from regraft.graph.view import Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,19 +122,13 @@ def with_residual(graph: Graph, block: AttentionBlock) -> AttentionBlock | None:
 def _block(
     graph: Graph, site: AttentionSite, projections: Mapping[str, Projection], readers: Mapping[str, Projection]
 ) -> AttentionBlock | str:
-    if not site.split:
-        return _not_split(graph, site)
-    parts: dict[str, Part] = {}
-    for name in ("q", "k", "v"):
-        part = _part(graph.value(site.operands[name]), projections)
-        if isinstance(part, str):
-            return part
-        parts[name] = part
-    outer = readers.get(site.output)
+    found = _parts(graph, site, projections)
+    if isinstance(found, str):
+        return found
+    outer = readers.get(found.output)
     if outer is None:
-        return f"what attends ({site.output}) goes into no linear layer"
-    x = in_rows_of(parts["q"].projection.x, graph.value(site.operands["q"]))
-    contexts = [in_rows_of(parts[name].projection.x, graph.value(site.operands[name])) for name in ("k", "v")]
+        return f"what attends ({found.output}) goes into no linear layer"
+    x, *contexts = (in_rows_of(part.projection.x, wide) for part, wide in zip(found.parts, found.wide, strict=True))
     if x is None or None in contexts or contexts[0] is not contexts[1]:
         return "its keys and values are projections of two tensors"
     end, passed = _end(outer)
@@ -142,21 +138,71 @@ def _block(
     context = contexts[0]
     if context is not None and context is not x:
         operands["context"] = context.key
-    inner = [node for part in parts.values() for node in (*part.nodes, *part.projection.nodes)]
+    inner = [node for part in found.parts for node in (*part.nodes, *part.projection.nodes)]
     between = [node.key for node in behind(outer.x)[1]]
-    nodes = tuple(dict.fromkeys((*passed, *outer.nodes, *between, *site.nodes, *inner)))
-    return _read_elsewhere(graph, parts, end, nodes) or AttentionBlock(
+    nodes = tuple(dict.fromkeys((*passed, *outer.nodes, *between, *found.nodes, *site.nodes, *inner)))
+    query, key, value = found.parts
+    return _read_elsewhere(graph, found.parts, end, nodes) or AttentionBlock(
         name=site.name,
         operands=operands,
         output=end.key,
         nodes=nodes,
         attention=site,
-        query=parts["q"],
-        key=parts["k"],
-        value=parts["v"],
+        query=query,
+        key=key,
+        value=value,
         outer=outer,
         nested=site.nested,
     )
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """The projections of queries, keys and values, and what surrounds attention between them and the layer behind.
+
+    Attributes:
+        wide: of each projection, the [batch, rows, width] that its heads were split off from.
+        output: key of the [batch, rows, width] that attention gives.
+        nodes: keys of the nodes that split and merge heads, where the site has none of them.
+    """
+
+    parts: tuple[Part, ...]
+    wide: tuple[Value, ...]
+    output: str
+    nodes: tuple[str, ...] = ()
+
+
+def _parts(graph: Graph, site: AttentionSite, projections: Mapping[str, Projection]) -> _Inside | str:
+    operands = [graph.value(site.operands[name]) for name in ("q", "k", "v")]
+    if not site.split:
+        return _stacked_parts(graph, site, operands, projections) or _not_split(graph, site)
+    parts: list[Part] = []
+    for operand in operands:
+        part = _part(graph, operand, projections)
+        if isinstance(part, str):
+            return part
+        parts.append(part)
+    return _Inside(tuple(parts), tuple(operands), site.output)
+
+
+def _stacked_parts(
+    graph: Graph, site: AttentionSite, operands: Sequence[Value], projections: Mapping[str, Projection]
+) -> _Inside | None:
+    """Queries, keys and values that lie one behind the other in one layer's result, as in vision transformers."""
+    output, nodes = merged(graph.value(site.output))
+    parts: list[Part] = []
+    wide: list[Value] = []
+    for operand in operands:
+        found = stacked(graph, operand)
+        part = None if found is None else _part(graph, found.whole, projections)
+        if found is None or not isinstance(part, Part):
+            return None
+        passed = (*(node.key for node in found.nodes), *part.nodes)
+        parts.append(Part(part.projection, part.start + found.start, part.start + found.stop, passed))
+        wide.append(found.whole)
+    if output is None:
+        return None
+    return _Inside(tuple(parts), tuple(wide), output.key, tuple(node.key for node in nodes))
 
 
 def _not_split(graph: Graph, site: AttentionSite) -> str:
@@ -172,39 +218,24 @@ def _not_split(graph: Graph, site: AttentionSite) -> str:
     return "the splitting and merging of its heads are not both there"
 
 
-def _part(value: Value, projections: Mapping[str, Projection]) -> Part | str:
-    start, stop, nodes = 0, None, ()
+def _part(graph: Graph, value: Value, projections: Mapping[str, Projection]) -> Part | str:
+    cut, nodes = None, ()
     while value.key not in projections:
         origin, passed = behind(value)
         nodes += tuple(node.key for node in passed)
-        node = origin.producer
-        if node is not None and node.op == "split" and stop is None and node.inputs[0] is not None:
-            bounds = _split_bounds(node, origin)
-            if bounds is None:
-                return f"{origin.key} is a part of {node.inputs[0].key} of unknown extent"
-            start, stop = bounds
-            nodes += (node.key,)
-            value = node.inputs[0]
+        found = picked(graph, origin) if cut is None else None
+        if found is not None and not found.dropped and found.dim == len(shape_of(origin)) - 1:
+            cut, value = found, found.whole
+            nodes += tuple(node.key for node in found.nodes)
+        elif cut is None and found is None and origin.producer is not None and origin.producer.op in ("split", "slice"):
+            return f"{origin.key} is a part of unknown extent"
         elif origin is not value:
             value = origin
         else:
             return f"{value.key} is no linear layer's result"
     projection = projections[value.key]
-    return Part(projection, start, projection.out_features if stop is None else stop, nodes)
-
-
-def _split_bounds(node: Node, part: Value) -> tuple[int, int] | None:
-    """Where a part of a split along the last dim begins and ends."""
-    start = 0
-    for output in node.outputs:
-        width = output.type.shape[-1] if output.type.shape else None
-        if not isinstance(width, int):
-            return None
-        if output is part:
-            whole = node.inputs[0].type.shape if node.inputs[0] is not None else None
-            return (start, start + width) if whole and whole[-1] != width else None
-        start += width
-    return None
+    bounds = (0, projection.out_features) if cut is None else (cut.start, cut.stop)
+    return Part(projection, *bounds, nodes)
 
 
 def _end(outer: Projection) -> tuple[Value, tuple[str, ...]]:
@@ -221,10 +252,10 @@ def _end(outer: Projection) -> tuple[Value, tuple[str, ...]]:
     return value, passed
 
 
-def _read_elsewhere(graph: Graph, parts: Mapping[str, Part], end: Value, covered: tuple[str, ...]) -> str:
+def _read_elsewhere(graph: Graph, parts: Iterable[Part], end: Value, covered: tuple[str, ...]) -> str:
     """Why a value inside must stay, or "": something else reads what the projections give, as a cache reads keys."""
     inside = frozenset(covered)
-    values = {part.projection.output.key: part.projection.output for part in parts.values()}
+    values = {part.projection.output.key: part.projection.output for part in parts}
     for node in graph.nodes():
         if node.key in inside and any(operand is not None and operand.key in values for operand in node.inputs):
             values |= {value.key: value for value in node.outputs if value.key != end.key}

@@ -255,6 +255,7 @@ op: Final = Op(
             (4, 4, 4, 3),
             shared="qkv",
             more={"query_bias": (12,), "out_bias": (6,), "mask": _mask(2, 1, 1, 5)},
+            dynamic=(),
         ),
         _example(
             "one first factor for keys and values",

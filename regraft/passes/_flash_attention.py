@@ -1,5 +1,6 @@
 """How the pass flash-svd makes attention walk its heads: in rank space, or with the projections as they are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,12 +24,16 @@ GROUP_WIDTH: Final = 128
 
 @dataclass(frozen=True, eq=False)
 class _Form:
-    """One way to write a block: its weights, what it says of itself, and the error of the products that were cut."""
+    """One way to write a block: its weights, what it says of itself, and the error of the products that were cut.
+
+    `shared` tells whose first factor is that of others, too; see the op.
+    """
 
     tensors: dict[str, Tensor]
     text: str
     head: int
     error: float = 0.0
+    shared: str = "none"
 
     @property
     def size(self) -> int:
@@ -50,9 +55,12 @@ def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, b
     first, last = (outer.up, None) if outer.down is None else (outer.down, outer.up)
     behind = {"out": first} | ({} if last is None else {"out_up": last})
     rank = head_rank or _kept(block, ranks.keep)
-    forms = [_rank_space(block, rank, behind, outer.error)]
+    forms = [_rank_space(block, rank, behind, outer.error, {})]
     if rank is None:
         forms.append(_as_it_is(block, behind, outer.error))
+    bases = _bases(block)
+    if bases:
+        forms.append(_rank_space(block, rank, behind, outer.error, bases))
     form = min(forms, key=lambda item: item.size)
     present = sum(_parameters(layer.down) + _parameters(layer.up) for layer in block.projections)
     factored = any(layer.is_factored for layer in block.projections)
@@ -76,6 +84,7 @@ def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, b
             "scale": site.scale,
             "causal": int(site.causal),
             "blocks": count,
+            "shared": form.shared,
         },
         insert=lowrank_attention,
     )
@@ -91,13 +100,62 @@ def _kept(block: AttentionBlock, keep: float | None) -> int | None:
     return None if keep is None or factored else max(1, int(keep * block.attention.head_size + 1e-9))
 
 
-def _rank_space(block: AttentionBlock, rank: int | None, behind: dict[str, Tensor], error: float) -> _Form:
-    """Heads as wide as the products of the projections need, or as `rank` leaves them."""
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """The factors of a projection, the first one [rank, in] with orthonormal rows.
+
+    What is closest to a product behind such rows is closest to it on x.
+    """
+
+    rows: Tensor
+    up: Tensor
+
+
+def _bases(block: AttentionBlock) -> dict[str, _Base]:
+    """The bases of the projections that are in factors, by name; those of one layer are one."""
+    found: dict[str, _Base] = {}
+    layers: dict[str, _Base] = {}
+    for name, part in _parts(block).items():
+        layer = part.projection
+        if layer.down is None:
+            continue
+        if layer.output.key not in layers:
+            columns, triangle = torch.linalg.qr(layer.down.double().t())
+            layers[layer.output.key] = _Base(columns.t(), layer.up.double() @ triangle.t())
+        base = layers[layer.output.key]
+        found[name] = _Base(base.rows, base.up[part.start : part.stop])
+    return found
+
+
+def _parts(block: AttentionBlock) -> dict[str, Part]:
+    return {"query": block.query, "key": block.key, "value": block.value}
+
+
+def _sharing(block: AttentionBlock) -> str:
+    """Which projections have one first factor, as the op's attribute `shared` says it."""
+    query, key, value = (part.projection for part in _parts(block).values())
+    if key.output is not value.output or not key.is_factored:
+        return "none"
+    return "qkv" if query.output is key.output else "kv"
+
+
+def _downs(block: AttentionBlock, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first factors as operands, each once."""
+    readers = {"none": (), "kv": ("value",), "qkv": ("key", "value")}[_sharing(block)]
+    return {f"{name}_down": factor for name, factor in factors.items() if name not in readers}
+
+
+def _rank_space(
+    block: AttentionBlock, rank: int | None, behind: dict[str, Tensor], error: float, bases: Mapping[str, _Base]
+) -> _Form:
+    """Heads as wide as the products of the projections need, or as `rank` leaves them.
+
+    They read x, or what the first factors of `bases` make of it.
+    """
     site = block.attention
     heads, kv_heads, head = site.heads, site.kv_heads, site.head_size
-    query, key, value = (
-        _heads(part, count) for part, count in ((block.query, heads), (block.key, kv_heads), (block.value, kv_heads))
-    )
+    counts = {"query": heads, "key": kv_heads, "value": kv_heads}
+    query, key, value = (_heads(part, counts[name], bases.get(name)) for name, part in _parts(block).items())
     bias = block.query.bias
     if bias is not None:  # one more input of the query, so that it is cut together with its weight
         query = torch.cat([query, bias.double().reshape(heads, head, 1)], dim=2)
@@ -114,17 +172,23 @@ def _rank_space(block: AttentionBlock, rank: int | None, behind: dict[str, Tenso
     }
     if bias is not None:
         tensors["query_bias"] = scores.left[:, :, -1].flatten()
+    tensors |= _downs(block, {name: base.rows for name, base in bases.items()})
     tensors = {name: tensor.to(first.dtype).contiguous() for name, tensor in tensors.items()}
     tensors |= {name: tensor for name, tensor in behind.items() if name != "out"}
     widths = (scores.left.shape[1], values.left.shape[1])
-    text = f"rank space, heads of {widths[0]}" + ("" if widths[0] == widths[1] else f" and {widths[1]}")
-    return _Form(tensors, text, max(widths), max(scores.error, values.error, error))
+    text = f"rank space{' of the factors' if bases else ''}, heads of {widths[0]}"
+    text += "" if widths[0] == widths[1] else f" and {widths[1]}"
+    shared = _sharing(block) if bases else "none"
+    return _Form(tensors, text, max(widths), max(scores.error, values.error, error), shared)
 
 
-def _heads(part: Part, count: int) -> Tensor:
+def _heads(part: Part, count: int, base: _Base | None) -> Tensor:
     """The weight of a projection, [count, head, in], in float64: products of factors have their very rank."""
-    down, up = part.projection.down, part.weight.double()
-    weight = up if down is None else up @ down.double()
+    down = part.projection.down
+    if base is not None:
+        weight = base.up
+    else:
+        weight = part.weight.double() if down is None else part.weight.double() @ down.double()
     return weight.reshape(count, -1, weight.shape[1])
 
 
@@ -135,15 +199,14 @@ def _joint(left: Tensor, right: Tensor, rank: int | None, tolerance: float) -> S
 
 def _as_it_is(block: AttentionBlock, behind: dict[str, Tensor], error: float) -> _Form:
     """The projections with the factors that they have."""
-    tensors: dict[str, Tensor] = {}
-    for name, part in (("query", block.query), ("key", block.key), ("value", block.value)):
-        tensors[name] = part.weight
-        if part.projection.down is not None:
-            tensors[f"{name}_down"] = part.projection.down
+    parts = _parts(block)
+    tensors = {name: part.weight for name, part in parts.items()}
+    downs = {name: part.projection.down for name, part in parts.items()}
+    tensors |= _downs(block, {name: down for name, down in downs.items() if down is not None})
     bias = block.query.bias
     tensors |= {} if bias is None else {"query_bias": bias}
     head = block.attention.head_size
-    return _Form(tensors | behind, f"factors kept, heads of {head}", head, error)
+    return _Form(tensors | behind, f"factors kept, heads of {head}", head, error, _sharing(block))
 
 
 def _biases(block: AttentionBlock, behind: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -220,7 +220,7 @@ def _reasons() -> dict[str, str]:
     [
         ("twice", r"its keys and values are projections of two tensors"),
         ("headless", r"what attends \(\w+\) goes into no linear layer"),
-        ("computed", r"slice\w* is no linear layer's result"),
+        ("computed", r"repeat\w* is no linear layer's result"),
         ("query", r"linear\w* is also used by relu\w*"),
         ("cache", r"transpose\w* is returned by the graph"),
         ("turned", r"transpose\w* is also used by relu\w*"),

@@ -209,7 +209,7 @@ def test_multiply_adds_and_buffers_are_those_of_all_products() -> None:
 
 
 def test_a_first_factor_that_all_read_counts_once() -> None:
-    down, weights = (3, 7), {name: (8, 3) for name in ("query", "key", "value")}
+    down, weights = (3, 7), dict.fromkeys(("query", "key", "value"), (8, 3))
     shared = OP.cost(
         **_types(query_down=down, **weights), heads=4, kv_heads=4, scale=0.5, causal=0, blocks=2, shared="qkv"
     )

@@ -40,6 +40,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "conv2d": "conv",
     "conv3d": "conv",
     "cat": "concat",
+    "split_with_sizes": "split",
     "sym_size": "sym_size",
 }
 """Names that differ from aten's own."""
