@@ -4,112 +4,18 @@ A file for any runtime has the bodies of standard operators. A session, and a fi
 gets the same functions with other bodies.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
 import onnx_ir as ir
 
+from regraft.backends.onnxruntime._builder import CONTRIB, KeyMaskBuilder, OnnxRuntimeBuilder
 from regraft.backends.onnxruntime._key_masks import KeyMasks, remove_unused
-from regraft.frontends.onnx import (
-    DOMAIN,
-    AttentionBuilder,
-    OnnxGraph,
-    Sym,
-    dtype_label,
-    function_for,
-    structured_op,
-)
+from regraft.frontends.onnx import DOMAIN, OnnxGraph, dtype_label, function_for, structured_op
 from regraft.passes import FuseAttention, Settings, run_passes
-
-CONTRIB: Final = "com.microsoft"
-
-LEAST: Final = -1e30
-"""Numbers below it, added to scores, leave as little of them as it does."""
-
-HIDDEN: Final = -1e34
-"""In the place of -inf, which times zero would be no number: hidden also beside the lowest finite numbers."""
-
-LEAST_SCALE: Final = 1e-3
-"""Below it, 1 / scale times `HIDDEN` may overflow."""
 
 USES: Final = frozenset({"multi_head_attention", "lowrank_attention"})
 """Ops whose bodies differ."""
-
-
-class OnnxRuntimeBuilder(AttentionBuilder):
-    """`Builder[Sym]` with `com.microsoft.MultiHeadAttention`: on CPUs it exists for single precision only."""
-
-    def attention(
-        self,
-        q: Sym,
-        k: Sym,
-        v: Sym,
-        mask: Sym | None,
-        bias: Sym | None,
-        *,
-        heads: int,
-        kv_heads: int,
-        split: bool,
-        scale: float,
-        causal: bool,
-    ) -> Sym:
-        if q.dtype != "float32":
-            return super().attention(
-                q, k, v, mask, bias, heads=heads, kv_heads=kv_heads, split=split, scale=scale, causal=causal
-            )
-        offset = self._offset(q, k, mask, bias, causal=causal, split=split)
-        if kv_heads != heads:
-            k, v = self._repeated(k, heads, kv_heads, split), self._repeated(v, heads, kv_heads, split)
-        elif not split:
-            k, v = self._merge_heads(k), self._merge_heads(v)
-        packed = q if split else self._merge_heads(q)
-        y = self._own(packed, k, v, offset, heads, float(scale), causal=causal)
-        if offset is not None and (mask is not None or bias is not None):
-            y = self._unseen_is_zero(y, offset, heads, split=True)
-        return y if split else self.permute(self.reshape(y, (0, 0, heads, -1)), (0, 2, 1, 3))
-
-    def _own(self, q: Sym, k: Sym, v: Sym, offset: Sym | None, heads: int, scale: float, *, causal: bool) -> Sym:
-        """The operator itself, which has a buffer of all scores where an offset is given."""
-        del causal
-        wide = [] if offset is None else [None, None, self._plain(self._per_pair(offset, q, k, split=True))]
-        operands = [self._plain(x) for x in (q, k, v)]
-        value = self._node("MultiHeadAttention", [*operands, *wide], domain=CONTRIB, num_heads=heads, scale=scale)
-        return Sym(value, q.dtype, q.is_fixed)
-
-    def _repeated(self, x: Sym, heads: int, kv_heads: int, split: bool) -> Sym:
-        """[batch, keys, heads · n] from fewer heads."""
-        apart = self.permute(self.reshape(x, (0, 0, kv_heads, -1)), (0, 2, 1, 3)) if split else x
-        return self._merge_heads(self._repeat_heads(apart, heads, kv_heads))
-
-
-class KeyMaskBuilder(OnnxRuntimeBuilder):
-    """`OnnxRuntimeBuilder` for masks of [batch, 1, 1, keys]: they become one more feature of the heads.
-
-    scale · [q, 1 / scale] · [k, offset]ᵀ = scale · q · kᵀ + offset, and the operator needs no buffer of scores.
-    """
-
-    def _own(self, q: Sym, k: Sym, v: Sym, offset: Sym | None, heads: int, scale: float, *, causal: bool) -> Sym:
-        if offset is None or causal or abs(scale) < LEAST_SCALE:
-            return super()._own(q, k, v, offset, heads, scale, causal=causal)
-        hidden = self.equal(offset, self.scalar(-math.inf, offset))
-        low = self.maximum(offset, self.scalar(LEAST, offset))
-        finite = self.where(hidden, self.scalar(HIDDEN, offset), low)
-        by_key = self._per_head(self._node("Reshape", [finite.value, self._integers([0, -1, 1, 1])]), k, heads)
-        one = self._per_head(self.scalar(1 / scale, q).value, q, heads)
-        return super()._own(
-            self._with_feature(q, one, heads), self._with_feature(k, by_key, heads), v, None, heads, scale, causal=False
-        )
-
-    def _per_head(self, value: ir.Value, like: Sym, heads: int) -> ir.Value:
-        """The value for each head of each row of [batch, rows, heads · n]: [batch, rows, heads, 1]."""
-        shape = self._node("Concat", [self._shape(like, 0, 2), self._integers([heads, 1])], axis=0)
-        return self._node("Expand", [value, shape])
-
-    def _with_feature(self, x: Sym, feature: ir.Value, heads: int) -> Sym:
-        apart = self.reshape(x, (0, 0, heads, -1))
-        wider = self._node("Concat", [self._plain(apart), feature], axis=-1)
-        return self.reshape(Sym(wider, x.dtype, x.is_fixed), (0, 0, -1))
 
 
 def for_this_runtime(graph: OnnxGraph) -> OnnxGraph:

@@ -48,6 +48,7 @@ class OnnxBuilder:
         self.opset = opset
         self.nodes: list[ir.Node] = []
         self.is_typed = False
+        self._prefix, self._bodies = "step", 0
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
     def linear(self, x: Sym, weight: Sym) -> Sym:
@@ -211,6 +212,11 @@ class OnnxBuilder:
     def reshape(self, x: Sym, shape: Sequence[int]) -> Sym:
         return self._result(x, "Reshape", [self._plain(x), self._integers(shape)])
 
+    def lead(self, x: Sym, count: int) -> Sym:
+        if not count:
+            return x
+        return self._result(x, "Unsqueeze", [self._plain(x), self._integers(list(range(count)))])
+
     def as_rows(self, x: Sym) -> Sym:
         shape = self._node("Concat", [self._integers([-1]), self._shape(x, -1, None)], axis=0)
         return self._result(x, "Reshape", [self._plain(x), shape])
@@ -324,11 +330,23 @@ class OnnxBuilder:
     ) -> Sequence[ir.Value]:
         """Append a node; return its outputs."""
         place = len(self.nodes)
-        names = [f"step{place}"] if count == 1 else [f"step{place}_{output}" for output in range(count)]
+        name = f"{self._prefix}{place}"
+        names = [name] if count == 1 else [f"{name}_{output}" for output in range(count)]
         outputs = [ir.Value(name=name) for name in names]
-        node = ir.node(op_type, inputs, attributes or None, domain=domain, outputs=outputs, name=f"n{place}")
+        label = f"n{name.removeprefix('step')}"
+        node = ir.node(op_type, inputs, attributes or None, domain=domain, outputs=outputs, name=label)
         self.nodes.append(node)
         return outputs
+
+    def _body(self, inputs: Sequence[ir.Value], build: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
+        """Return what is built as a nested body (of If, Loop or Scan), which may read all that was built before."""
+        outer, constants, prefix = self.nodes, self._constants, self._prefix
+        self._bodies += 1
+        self.nodes, self._constants, self._prefix = [], dict(constants), f"{prefix}{len(outer)}b{self._bodies}_"
+        outputs = build()
+        body = ir.Graph(inputs, outputs, nodes=self.nodes, name=self._prefix.rstrip("_"))
+        self.nodes, self._constants, self._prefix = outer, constants, prefix
+        return body
 
 
 def operand_syms(names: Sequence[str], dtypes: Mapping[str, str], transposed: Sequence[str]) -> list[Sym]:

@@ -67,16 +67,12 @@ def function_for(
     absent = frozenset(operand.name for operand in op.operands) - frozenset(names)
     typed_as = [dtypes.get(name, "") for name in names] if builder.is_typed and dtypes else []
     suffix = "".join(f"_{label}" for label in typed_as)
+    body = ir.Graph([sym.value for sym in syms], [result], nodes=builder.nodes, doc_string=_doc(op, names))
+    body.opset_imports.update({"": opset} | {node.domain: 1 for node in body.all_nodes() if node.domain})
     return ir.Function(
         domain=DOMAIN,
         name=function_stem(op, absent) + _attribute_suffix(values) + suffix,
-        graph=ir.Graph(
-            [sym.value for sym in syms],
-            [result],
-            nodes=builder.nodes,
-            opset_imports={"": opset} | {node.domain: 1 for node in builder.nodes if node.domain},
-            doc_string=_doc(op, names),
-        ),
+        graph=body,
         attributes=[ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in values],
     )
 
