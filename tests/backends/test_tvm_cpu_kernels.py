@@ -23,7 +23,8 @@ def compiled(op: Op, tensors: dict[str, Tensor], attributes: Any = None, **tiles
     kernel = cpu_kernels()[op.name]
     varying = {name: tensor.dtype for name, tensor in tensors.items() if name in kernel.activations}
     constants = {name: tensor for name, tensor in tensors.items() if name not in varying}
-    return compile_kernel(kernel, Operands(constants, varying, attributes or {}), tiles)
+    shapes = {name: (*(None for _ in tensors[name].shape[1:]), tensors[name].shape[-1]) for name in varying}
+    return compile_kernel(kernel, Operands(constants, varying, attributes or {}, shapes), tiles)
 
 
 def varying(op: Op, tensors: dict[str, Tensor]) -> list[Tensor]:

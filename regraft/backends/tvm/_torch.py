@@ -92,17 +92,20 @@ def _planned(graph: FxGraph, node: Node, op: Op) -> _Call | str:
 def _operands(graph: FxGraph, node: Node, op: Op, kernel: CpuKernel) -> Operands | str:
     constants: dict[str, Tensor] = {}
     activations: dict[str, torch.dtype] = {}
+    shapes: dict[str, tuple[int | None, ...]] = {}
     for operand, value in zip(op.operands, node.inputs, strict=False):
         if value is None:
             continue
         if operand.name in kernel.activations:
             activations[operand.name] = getattr(torch, str(value.type.dtype))
+            extents = value.type.shape or ()
+            shapes[operand.name] = tuple(extent if isinstance(extent, int) else None for extent in extents)
             continue
         constant = graph.constant(value)
         if constant is None:
             return f"{operand.name} is no constant"
         constants[operand.name] = constant
-    return Operands(constants, activations, _attributes(node, op))
+    return Operands(constants, activations, _attributes(node, op), shapes)
 
 
 def _attributes(node: Node, op: Op) -> Mapping[str, Any]:

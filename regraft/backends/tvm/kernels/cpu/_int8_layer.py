@@ -18,7 +18,7 @@ from regraft.backends.tvm.kernels.cpu._integer import (
     scaled,
 )
 from regraft.backends.tvm.kernels.cpu._ir import Function, function, load
-from regraft.backends.tvm.kernels.cpu._kernel import Plan, as_rows, with_columns
+from regraft.backends.tvm.kernels.cpu._kernel import Plan, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Block, Part, Place, Result, multiply_add, product
 
 Weight = Callable[[Place, Any], Any]
@@ -111,7 +111,7 @@ class IntegerLayer:
             lambda: function(write),
             as_rows(width),
             with_columns(columns),
-            columns,
+            in_rows,
         )
 
     def _tensors(self, block: Block) -> dict[str, Tensor]:

@@ -33,6 +33,10 @@ class Function:
         """Return the extent of that name, which the parameters tell at run time."""
         return self._symbols.setdefault(name, tirx.Var(name, "int64"))
 
+    def number(self, name: str) -> Any:
+        """Return a parameter that is an int64 number."""
+        return T.arg(name, tirx.Var(name, "int64"))
+
     def parameter(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
         """Return a parameter: a dense buffer whose extents are numbers or names."""
         extents = [self.symbol(extent) if isinstance(extent, str) else extent for extent in shape]

@@ -29,11 +29,13 @@ class Operands:
         constants: weights by the name of their operand; absent operands are left out.
         activations: dtypes of what varies, by name, in the order of the op.
         attributes: of the op.
+        shapes: extents of activations; None for those that are known at run time only.
     """
 
     constants: Mapping[str, Tensor]
     activations: Mapping[str, torch.dtype]
     attributes: Mapping[str, AttributeValue]
+    shapes: Mapping[str, tuple[int | None, ...]]
 
     def dtype(self, *others: str) -> str | None:
         """Return "float32" or "float64" when the activations and these constants all have it, else None."""
@@ -52,15 +54,15 @@ class Plan:
         program: writes the code.
         arguments: activations -> what the code takes before the weights, dense.
         shape: activations -> shape of the result.
-        rows: columns of the result that the code sees as [rows, columns]; None for the shape as it is.
+        seen: (activations, result) -> the result in the shape that the code knows.
     """
 
     problem: Mapping[str, Any]
     packed: tuple[Tensor, ...]
     program: Callable[[], Any]
-    arguments: Callable[[Sequence[Tensor]], list[Tensor]]
+    arguments: Callable[[Sequence[Tensor]], list[Any]]
     shape: Callable[[Sequence[Tensor]], Sequence[Any]]
-    rows: int | None = None
+    seen: Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ def run(key: str, activations: Sequence[Tensor], packed: Sequence[Tensor]) -> Te
             raise InputError(f"tvm kernel {op}: needs {dtype} on cpu; got {tensor.dtype} on {tensor.device.type}")
     result = activations[0].new_empty(tuple(code.plan.shape(activations)))
     if result.numel():
-        seen = result if code.plan.rows is None else result.view(-1, code.plan.rows)
-        code.entry(*code.plan.arguments(activations), *packed, seen)
+        code.entry(*code.plan.arguments(activations), *packed, code.plan.seen(activations, result))
     return result
 
 
@@ -185,10 +186,10 @@ def dense(tensor: Tensor) -> Tensor:
     return found if found.data_ptr() % ALIGNMENT == 0 else found.clone()
 
 
-def as_rows(width: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+def as_rows(width: int) -> Callable[[Sequence[Tensor]], list[Any]]:
     """Return what gives the first activation as [rows, width], and the others likewise."""
 
-    def arguments(activations: Sequence[Tensor]) -> list[Tensor]:
+    def arguments(activations: Sequence[Tensor]) -> list[Any]:
         first, *others = activations
         return [dense(first.reshape(-1, width)), *(dense(other.reshape(-1, other.shape[-1])) for other in others)]
 
@@ -198,3 +199,9 @@ def as_rows(width: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
 def with_columns(columns: int) -> Callable[[Sequence[Tensor]], Sequence[Any]]:
     """Return what gives the shape of the first activation with another last extent."""
     return lambda activations: (*activations[0].shape[:-1], columns)
+
+
+def in_rows(activations: Sequence[Tensor], result: Tensor) -> Tensor:
+    """Return a result as [rows, columns]."""
+    del activations
+    return result.view(-1, result.shape[-1])

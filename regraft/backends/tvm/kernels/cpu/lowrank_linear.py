@@ -10,7 +10,7 @@ from typing import Final
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, padded_vector, plus
 from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.backends.tvm.kernels.cpu._ir import Function, function, scratch
-from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, with_columns
+from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Result, multiply_add, product
 
 
@@ -45,7 +45,7 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         lambda: function(write),
         as_rows(width),
         with_columns(columns),
-        columns,
+        in_rows,
     )
 
 

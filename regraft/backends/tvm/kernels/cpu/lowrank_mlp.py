@@ -31,7 +31,7 @@ from regraft.backends.tvm.kernels.cpu._ir import (
     spread,
     store,
 )
-from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, with_columns
+from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import (
     Block,
     Place,
@@ -63,7 +63,7 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
 
     problem = {"sizes": sizes, "activation": layer.activation, "residual": layer.residual, "threads": threads()}
     shape = with_columns(columns)
-    return Plan(problem, tuple(tensors.values()), lambda: function(write), as_rows(layer.width), shape, columns)
+    return Plan(problem, tuple(tensors.values()), lambda: function(write), as_rows(layer.width), shape, in_rows)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, plus
 from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.backends.tvm.kernels.cpu._ir import Function, function, index, least, most, scratch
-from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, with_columns
+from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Block, Result, multiply_add, over_tasks, panel_product
 from regraft.numerics.partition import Partition
 from regraft.ops.monarch_linear import partition_of
@@ -39,7 +39,7 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         lambda: function(layer.write),
         as_rows(cut.in_features),
         with_columns(cut.out_features),
-        cut.out_features,
+        in_rows,
     )
 
 

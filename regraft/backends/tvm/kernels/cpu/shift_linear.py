@@ -13,7 +13,7 @@ from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.backends.tvm.kernels.cpu._int8_layer import IntegerLayer
 from regraft.backends.tvm.kernels.cpu._integer import integer_block
 from regraft.backends.tvm.kernels.cpu._ir import Function, function, load, spread
-from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, with_columns
+from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Part, Place, Result, product
 
 _PER_ROW: Final = 2
@@ -63,7 +63,7 @@ def _floating_plan(given: Operands, sizes: tuple[int, int], tiles: Tiles, host: 
         product(block, rows, tiles["row_chunk"], columns, [Part(width, step, "float32")], finish, result)
 
     problem = {"width": width, "columns": columns, "terms": terms, "activations": "float32"}
-    return Plan(problem, packed, lambda: function(write), as_rows(width), with_columns(columns), columns)
+    return Plan(problem, packed, lambda: function(write), as_rows(width), with_columns(columns), in_rows)
 
 
 _TILES: Final[Mapping[str, tuple[int, ...]]] = {**TILES, "block_vectors": (2, 4)}
