@@ -12,7 +12,7 @@ from regraft.backends.tvm._compat import TILELANG, check_tilelang
 from regraft.backends.tvm._entry import C_ENTRY, dynamic_names, with_entries
 from regraft.backends.tvm._nvcc import Resources, compile_library, find_nvcc, nvcc_version
 from regraft.backends.tvm._templates import cuda_source
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling
+from regraft.backends.tvm.kernels._kernel import ARCHITECTURES, Argument, Kernel, Problem, Tiling
 from regraft.backends.tvm.kernels._registry import get_kernel
 from regraft.errors import BackendError
 
@@ -92,6 +92,10 @@ def chosen_tiling(kernel: Kernel, problem: Problem, tiling: Tiling | None, arch:
 def _built(kernel: Kernel, problem: Problem, tiling: Tiling, arch: str) -> Built:
     source = with_entries(cuda_source(kernel, problem, tiling, arch), kernel.op, kernel.arguments(problem, tiling))
     library, resources = compile_library(source, arch)
+    largest, most = max(resources.dynamic_shared_bytes), ARCHITECTURES[arch]
+    if largest > most:  # what `fits` foresees is an estimate
+        text = f"takes {largest} bytes of shared memory; a block on {arch} has {most}"
+        raise BackendError(f"tvm backend: the CUDA kernel of {kernel.op}, {tiling}, {text}")
     return Built(source, library, resources)
 
 

@@ -1,6 +1,6 @@
 """What a CUDA kernel of an op is: arguments, tile parameters and what they take; needs neither TVM nor TileLang."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -174,6 +174,12 @@ class Kernel:
         if registers > _REGISTERS:
             return f"needs {registers} accumulators a thread; {_REGISTERS} fit beside the rest"
         return None
+
+
+def first_fitting(kernel: Kernel, problem: Problem, arch: str, tilings: Sequence[Tiling]) -> Tiling:
+    """Return the first of some tilings that fits, or the last one."""
+    fitting = (tiling for tiling in tilings if kernel.fits(problem, tiling, arch) is None)
+    return next(fitting, tilings[-1])
 
 
 def ceil_div(extent: int, part: int) -> int:

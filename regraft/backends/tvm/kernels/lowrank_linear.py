@@ -60,8 +60,13 @@ def default(problem: Problem, arch: str) -> Tiling:
     rows = 64 if problem.rows <= 64 * _FILLED or problem.item_bytes == 4 else 128
     threads = 256 if rows == 128 or problem.item_bytes == 4 else 128
     tiles = {"rows": rows, "columns": columns, "depth": depth, "stages": 2, "threads": threads}
-    fused = Tiling("fused", {**tiles, "split": _split(problem, rows, columns)})
-    return fused if kernel.fits(problem, fused, arch) is None else Tiling("two", tiles)
+    smaller = ({}, {"columns": 64}, {"columns": 64, "depth": 32}, {"columns": 64, "depth": 32, "rows": 32})
+    for change in smaller:
+        cut = {**tiles, **change}
+        fused = Tiling("fused", {**cut, "split": _split(problem, cut["rows"], cut["columns"])})
+        if kernel.fits(problem, fused, arch) is None:
+            return fused
+    return Tiling("two", tiles)
 
 
 def _split(problem: Problem, rows: int, columns: int) -> int:
@@ -84,7 +89,7 @@ def use(problem: Problem, tiling: Tiling) -> Use:
         return Use(stages * item * depth * (rows + columns), rows * columns, threads)
     rank = padded(problem.sizes["rank"])
     down = stages * item * depth * (rows + rank)
-    up = stages * item * columns * rank
+    up = stages * item * columns * rank  # beside the others on sm_90a; on sm_80 it may take the place of `down`
     return Use(down + up + item * rows * rank, rows * (columns + rank), threads)
 
 

@@ -24,14 +24,18 @@ def multiply(a, b, total, rows, columns, depth, simt):
 
 
 @T.macro
-def store_with_bias(total, bias, y, row, column, rows, columns, extent):
-    """y[row :, column :] = total + bias, inside of y, whose last extent is given."""
+def add_bias(total, bias, column, rows, columns, extent):
+    """total[:, j] += bias[column + j], where that is below the extent; nothing without a bias."""
     if bias is not None:
         for i, j in T.Parallel(rows, columns):
-            total[i, j] += T.if_then_else(
-                column + j < extent, T.cast(bias[T.min(column + j, extent - 1)], "float32"), T.float32(0)
-            )
-    T.copy(total, y[row, column])
+            total[i, j] += T.if_then_else(column + j < extent, T.cast(bias[column + j], "float32"), 0.0)
+
+
+@T.macro
+def store_with_bias(total, bias, y, row, column, rows, columns, extent):
+    """y[row :, column :] = total + bias, inside of y, whose last extent is given."""
+    add_bias(total, bias, column, rows, columns, extent)
+    T.copy(total, y[row : row + rows, column : column + columns])
 
 
 @T.macro
