@@ -20,11 +20,12 @@ def problem_of(dtype: str, inner: int, rank: int, outer: int, bias: int = 1) -> 
 @pytest.mark.parametrize("variant", TILINGS)
 def test_every_variant_computes_the_op_in_every_dtype(variant, dtype):
     problem = problem_of(dtype, 67, 19, 131)
-    error = error_in_interpreter(kernel, problem, Tiling(variant, TILINGS[variant]), {"rows": 37})
+    rows = 5 if variant == "decode" else 37
+    error = error_in_interpreter(kernel, problem, Tiling(variant, TILINGS[variant]), {"rows": rows})
     assert error < TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize(("rows", "inner", "rank", "outer"), [(1, 1, 1, 1), (1, 130, 33, 65), (65, 64, 16, 64)])
+@pytest.mark.parametrize(("rows", "inner", "rank", "outer"), [(1, 1, 1, 1), (1, 130, 33, 65), (33, 64, 16, 64)])
 @pytest.mark.parametrize("variant", TILINGS)
 def test_extents_need_not_be_multiples_of_tiles(variant, rows, inner, rank, outer):
     problem = problem_of("float32", inner, rank, outer, bias=0)

@@ -79,7 +79,7 @@ def default(problem: Problem, arch: str) -> Tiling:
 def use(problem: Problem, tiling: Tiling) -> Use:
     """Return what a block takes; tiles of the weights in stages, inner results once."""
     tiles, item, has = tiling.tiles, problem.item_bytes, problem.has
-    rows, hidden, columns, depth, stages = (tiles[name] for name in ("rows", "hidden", "columns", "depth", "stages"))
+    rows, hidden, columns, stages = (tiles[name] for name in ("rows", "hidden", "columns", "stages"))
     out = padded(problem.sizes["out_rank"])
     branches = [_branch(problem, name, tiles) for name in (("in", "gate") if has("gate") else ("in",))]
     numbers = sum(shared for shared, _ in branches)

@@ -52,7 +52,7 @@ def template(problem, tiling):
 
 @T.macro
 def _mlp_kernel(x, inward, gate, out_down, out_up, out_bias, residual, y, sizes, tiles, dtype, simt, activation):
-    rows, wide, depth, stages = tiles["rows"], tiles["hidden"], tiles["depth"], tiles["stages"]
+    rows, wide, stages = tiles["rows"], tiles["hidden"], tiles["stages"]
     out_ranks, gap = padded(sizes[4]), BANK_GAP if simt else 0
     in_ranks = padded(inward[3])
     gate_ranks = padded(gate[3]) if gate is not None else 16
