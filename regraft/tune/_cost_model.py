@@ -144,7 +144,7 @@ def judge(samples: Sequence[Sample], machine: Machine, *, trained: bool = True, 
             model.fit([sample for sample in samples if sample.shape != name])
         predicted = model.predict([sample.features for sample in group])
         measured = np.asarray([sample.seconds for sample in group], np.float64)
-        found = float(spearmanr(predicted, measured)[0]) if np.ptp(predicted) and np.ptp(measured) else 0.0
-        correlations.append(found)
+        found: Any = spearmanr(predicted, measured) if np.ptp(predicted) and np.ptp(measured) else (0.0,)
+        correlations.append(float(found[0]))
         regrets.append(float(measured[int(np.argmin(predicted))] / measured.min() - 1))
     return Quality(float(np.median(correlations)), float(np.median(regrets)), max(regrets), len(usable))
