@@ -17,7 +17,8 @@ Array = NDArray[Any]
 
 def cuda_source(kernel: Kernel, problem: Problem, tiling: Tiling, arch: str, worker: Worker | None = None) -> str:
     """Return the CUDA source of a template, as TileLang writes it; raises BackendError when it cannot."""
-    answer = (worker or shared_worker()).ask({"do": "source", "arch": arch, **_named(kernel, problem, tiling)})
+    request = {"do": "source", "arch": arch, "simt": kernel.simt(problem), **_named(kernel, problem, tiling)}
+    answer = (worker or shared_worker()).ask(request)
     source: str = answer["source"]
     return source
 

@@ -39,7 +39,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         function = _program(request)
         if request["do"] == "source":
-            return {"source": cuda_source(function, request["arch"], simt=request["problem"]["dtype"] == "float32")}
+            return {"source": cuda_source(function, request["arch"], simt=request["simt"])}
         arrays = {name: from_wire(array) for name, array in request["arrays"].items()}
         return {"arrays": {name: to_wire(array) for name, array in interpret(function, arrays).items()}}
     except (

@@ -34,7 +34,7 @@ def worker(tmp_path_factory):
 def request(template):
     problem = {"dtype": "float16", "sizes": {}, "options": {}, "rows": 1}
     tiling = {"variant": "", "tiles": {}}
-    return {"do": "source", "arch": "sm_80", "template": template, "problem": problem, "tiling": tiling}
+    return {"do": "source", "arch": "sm_80", "simt": False, "template": template, "problem": problem, "tiling": tiling}
 
 
 def refusal(worker, template):

@@ -113,6 +113,7 @@ class Kernel:
         default: (problem, arch) -> tiles that fit, if any do.
         use: (problem, tiling) -> what a block takes.
         refusal: (problem, tiling) -> why these cannot go together, or None.
+        simt: problem -> whether its products run without tensor cores, as those of plain float32 do.
         template: module that holds `template(problem, tiling)`, which only TileLang's process imports.
     """
 
@@ -126,6 +127,7 @@ class Kernel:
     use: Callable[[Problem, Tiling], Use]
     template: str
     refusal: Callable[[Problem, Tiling], str | None] = lambda problem, tiling: None
+    simt: Callable[[Problem], bool] = lambda problem: problem.dtype == "float32"
 
     def fits(self, problem: Problem, tiling: Tiling, arch: str) -> str | None:
         """Return why a problem cannot be built with these tiles for an architecture, or None when it can."""

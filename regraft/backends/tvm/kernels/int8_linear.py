@@ -4,9 +4,9 @@
     codes = round(x · 127 / size), int8 in [-128, 127]
     y     = (codes · weightᵀ) · (size / 127) · scale + bias              weight: int8 [out, in], scale: float32 [out]
 
-This is the op's Q where rows of both signs span its shared range, which is then that of one row: from -128/127 to 1. Where
-they do not, the op's step is finer than size / 127, which the op announces as its largest; here rows never depend on each
-other. One step for all rows (`per_row=0`) would need all of x before the first code, and is refused.
+This is the op's Q where rows of both signs span its shared range, which is then that of one row: from -128/127 to 1.
+Where they do not, the op's step is finer than size / 127, which the op announces as its largest; here rows never depend
+on each other. One step for all rows (`per_row=0`) would need all of x before the first code, and is refused.
 
 - rows: int8 tensor cores.
 - decode: for few rows; the weights are read once, at the speed of the memory.
@@ -87,5 +87,6 @@ kernel: Final = Kernel(
     default=default,
     use=use,
     refusal=refusal,
+    simt=lambda problem: False,
     template=f"{__package__}.cuda.int8_linear",
 )

@@ -13,14 +13,14 @@ def load(source, row, column, tile, rows, columns):
 
 
 @T.macro
-def multiply(a, b, total, rows, columns, depth, simt):
+def multiply(a, b, total, rows, columns, depth, simt, policy=T.GemmWarpPolicy.Square):
     """total[rows, columns] += a[rows, depth] · b[columns, depth]ᵀ; `simt`: in plain float32, without tensor cores."""
     if simt:
         for k in T.serial(depth):
             for i, j in T.Parallel(rows, columns):
                 total[i, j] += a[i, k] * b[j, k]
     else:
-        T.gemm(a, b, total, transpose_B=True)
+        T.gemm(a, b, total, transpose_B=True, policy=policy)
 
 
 @T.macro
