@@ -10,32 +10,33 @@ from regraft.graph.heads import SPLIT_TURNED, Nodes, origin, packed, unturned
 from regraft.graph.scalars import scalar_of, scalar_operand
 from regraft.graph.view import Node, Value
 
+MASK_DIMS: Final = 4
+"""Dims of a mask beside scores; one of fewer is broadcast."""
+
 SPELLED_FROM: Final = "softmax"
 """The operation that attention spelled out is found by."""
 
 
 @dataclass(frozen=True, eq=False)
 class Core:
-    """Operands and result of softmax(scale · q · kᵀ + offset) · v.
+    """Operands and result of softmax(scale · q · kᵀ + masks) · v.
 
     Attributes:
-        offset: the mask: booleans, or numbers that are added.
+        masks: booleans, or numbers that are added; all of them hold together.
         scale: None for 1 / sqrt(width of a head).
         packed: query heads, and key and value heads, when they lie side by side in the last dim; else they are the
             second dim.
-        bias: numbers to be added beside booleans in `offset`.
     """
 
     q: Value
     k: Value
     v: Value
-    offset: Value | None
+    masks: tuple[Value, ...]
     output: Value
     nodes: Nodes
     scale: float | None
     causal: bool = False
     packed: tuple[int, int] | None = None
-    bias: Value | None = None
 
 
 def fused_core(graph: Graph, node: Node) -> Core | str:
@@ -52,16 +53,17 @@ def fused_core(graph: Graph, node: Node) -> Core | str:
     return f"{node.native} projects queries, keys and values itself"
 
 
-def _plain(node: Node, offset: Value | None) -> Core | str:
+def _plain(node: Node, *masks: Value | None) -> Core | str:
     q, k, v, *_ = operands(node, 3)
     if q is None or k is None or v is None:
         return "its queries, keys and values are packed into one tensor"
-    return Core(q, k, v, offset, node.outputs[0], (node,), None)
+    given = tuple(mask for mask in masks if mask is not None)
+    return Core(q, k, v, given, node.outputs[0], (node,), None)
 
 
 def _ours(node: Node) -> Core | str:
     _, _, _, mask, bias = operands(node, 5)
-    core = _plain(node, bias if mask is None else mask)
+    core = _plain(node, mask, bias)
     if isinstance(core, str):
         return core
     split, scale = node.attributes["split"], cast(float, node.attributes["scale"])
@@ -71,7 +73,6 @@ def _ours(node: Node) -> Core | str:
         scale=scale,
         causal=bool(node.attributes["causal"]),
         packed=counts if split else None,
-        bias=bias if mask is not None else None,
     )
 
 
@@ -132,8 +133,8 @@ def spelled_core(graph: Graph, softmax: Node) -> Core | str:
     found = _scores(graph, scores)
     if isinstance(found, str):
         return found
-    q, k, offset, scale, nodes = found
-    return Core(q, k, v, offset, weights.outputs[0], (weights, *after, softmax, *nodes), scale)
+    q, k, masks, scale, nodes = found
+    return Core(q, k, v, masks, weights.outputs[0], (weights, *after, softmax, *nodes), scale)
 
 
 def _weights_used(graph: Graph, softmax: Node) -> tuple[Node | None, Nodes]:
@@ -165,11 +166,11 @@ def _guarded(graph: Graph, value: Value) -> Nodes:
     return (tests[0], choices[0]) if condition is tests[0].outputs[0] and sides[1] is value and numbers[0] == 0 else ()
 
 
-Scores = tuple[Value, Value, Value | None, float, Nodes]
+Scores = tuple[Value, Value, tuple[Value, ...], float, Nodes]
 
 
 def _scores(graph: Graph, value: Value) -> Scores | str:
-    """q, k, the mask and the scale that scores come from: a product, scaled, to which a mask was added."""
+    """q, k, the masks and the scale that scores come from: a product, scaled, to which masks were added."""
     value, passed = origin(value)
     node = value.producer
     if node is None:
@@ -196,7 +197,7 @@ def _product(graph: Graph, value: Value, passed: Nodes) -> Scores | str:
         k, k_more = packed(turned, SPLIT_TURNED)
     if k is None:
         return f"its right operand {turned.key} is not turned from [batch, heads, keys, head]"
-    return q, k, None, scale * q_scale * k_scale, (*passed, *nodes, *q_nodes, *k_nodes, *k_more)
+    return q, k, (), scale * q_scale * k_scale, (*passed, *nodes, *q_nodes, *k_nodes, *k_more)
 
 
 def without_factors(graph: Graph, core: Core) -> Core:
@@ -219,11 +220,9 @@ def _masked(graph: Graph, node: Node, passed: Nodes) -> Scores | str:
         found = _scores(graph, scores)
         if isinstance(found, str):
             reasons.append(found)
-        elif found[2] is not None:
-            reasons.append("two masks are added to its scores")
         else:
-            q, k, _, scale, nodes = found
-            return q, k, _choice_behind(offset, graph), scale, (*passed, node, *nodes)
+            q, k, masks, scale, nodes = found
+            return q, k, (*masks, _choice_behind(offset, graph)), scale, (*passed, node, *nodes)
     return reasons[0]
 
 
@@ -233,7 +232,7 @@ def _choice_behind(offset: Value, graph: Graph) -> Value:
     if node is None or node.op != "where":
         return offset
     mask, yes, no = operands(node, 3)
-    if mask is None or yes is None or no is None or mask.type.rank != 4:
+    if mask is None or yes is None or no is None or mask.type.rank not in range(MASK_DIMS + 1):
         return offset
     return mask if scalar_of(graph, yes) == 0.0 and scalar_of(graph, no) == -math.inf else offset
 
@@ -252,10 +251,8 @@ def _chosen(graph: Graph, node: Node, passed: Nodes) -> Scores | str:
     found = _scores(graph, scores)
     if isinstance(found, str):
         return found
-    q, k, offset, scale, nodes = found
-    if offset is not None:
-        return "two masks are added to its scores"
-    return q, k, allowed, scale, (*passed, node, *nodes)
+    q, k, masks, scale, nodes = found
+    return q, k, (*masks, allowed), scale, (*passed, node, *nodes)
 
 
 def _scaled(graph: Graph, value: Value) -> tuple[Node, float, Nodes] | str:

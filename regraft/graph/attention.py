@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from regraft.graph._attention_nodes import SPELLED_FROM, Core, fused_core, spelled_core, without_factors
+from regraft.graph._attention_nodes import MASK_DIMS, SPELLED_FROM, Core, fused_core, spelled_core, without_factors
 from regraft.graph.graph import Graph
 from regraft.graph.heads import merged, packed, shape_of, unrepeated
 from regraft.graph.site import NearMiss, Numbering, Site
@@ -23,7 +23,8 @@ FUSED: Final = frozenset({"attention", "multi_head_attention"})
 class AttentionSite(Site):
     """y = softmax(scale · q · kᵀ + bias, masked) · v, however the graph spells it.
 
-    Its operands are "q", "k", "v", and "mask" (booleans) or "bias" where there is one.
+    Its operands are "q", "k", "v", "mask" (booleans) and "bias" (numbers) where there are any; several of a kind are
+    "mask", "mask#2", ... They have 4 dims or fewer, and hold together.
 
     Attributes:
         heads: number of query heads.
@@ -157,13 +158,14 @@ def _widened(graph: Graph, core: Core) -> Core | None:
 
 
 def _made(node: Node, core: Core, heads: int, kv_heads: int, head_size: int, *, split: bool) -> AttentionSite | str:
-    if core.offset is not None and core.offset.type.rank != 4:
-        return f"its mask {core.offset.key} is {core.offset.type}, 4 dims are needed"
+    problem = next((reason for mask in core.masks if (reason := _mask_problem(core, heads, mask))), "")
+    if problem:
+        return problem
     operands = {"q": core.q.key, "k": core.k.key, "v": core.v.key}
-    if core.offset is not None:
-        operands["mask" if core.offset.type.dtype == "bool" else "bias"] = core.offset.key
-    if core.bias is not None:
-        operands["bias"] = core.bias.key
+    for mask in core.masks:
+        kind = "mask" if mask.type.dtype == "bool" else "bias"
+        count = sum(name.split("#")[0] == kind for name in operands) + 1
+        operands[kind if count == 1 else f"{kind}#{count}"] = mask.key
     return AttentionSite(
         name=node.scope or node.key,
         operands=operands,
@@ -174,7 +176,7 @@ def _made(node: Node, core: Core, heads: int, kv_heads: int, head_size: int, *, 
         head_size=head_size,
         scale=1 / math.sqrt(head_size) if core.scale is None else core.scale,
         causal=core.causal,
-        mask_heads=next((extent for extent in map(_mask_heads, (core.offset, core.bias)) if extent != 1), 1),
+        mask_heads=next((extent for extent in map(_mask_heads, core.masks) if extent != 1), 1),
         split=split,
         op=node.op,
         native=node.native,
@@ -183,5 +185,19 @@ def _made(node: Node, core: Core, heads: int, kv_heads: int, head_size: int, *, 
     )
 
 
-def _mask_heads(offset: Value | None) -> Dim:
-    return 1 if offset is None else shape_of(offset)[1]
+def _mask_problem(core: Core, heads: int, mask: Value) -> str:
+    shape = mask.type.shape
+    if shape is None or len(shape) > MASK_DIMS:
+        return f"its mask {mask.key} is {mask.type}, {MASK_DIMS} dims are needed or fewer"
+    q, k = shape_of(core.q), shape_of(core.k)
+    scores = (q[0], heads, q[-2], k[-2]) if q and k else ()
+    wider = any(own == 1 and other != 1 for own, other in zip(reversed(scores), reversed(shape), strict=False))
+    if not wider:
+        return ""
+    extents = ", ".join(map(str, scores))
+    return f"its mask {mask.key} ({mask.type}) has more than its scores [{extents}], which it would widen"
+
+
+def _mask_heads(mask: Value) -> Dim:
+    shape = shape_of(mask)
+    return shape[-3] if len(shape) >= 3 else 1

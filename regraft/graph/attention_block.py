@@ -134,7 +134,7 @@ def _block(
     end, passed = _end(outer)
     if end.type.rank != 3:
         return f"its result {end.key} is {end.type}, 3 dims are needed"
-    operands = {"x": x.key} | {name: key for name, key in site.operands.items() if name in ("mask", "bias")}
+    operands = {"x": x.key} | {name: key for name, key in site.operands.items() if name not in ("q", "k", "v")}
     context = contexts[0]
     if context is not None and context is not x:
         operands["context"] = context.key

@@ -122,6 +122,25 @@ class Graph(Protocol):
         """
         ...
 
+    def insert(
+        self, op: StructuredOp, operands: Mapping[str, str], attributes: Attributes, before: str, name: str
+    ) -> str:
+        """Put a node of `op` in front of the one that computes a value; return the key of its result.
+
+        Where such a node of the same operands and attributes stands there already, that one is taken.
+
+        Args:
+            op: what to insert; all of its operands are activations.
+            operands: their keys by operand name.
+            attributes: of the op, all of them, by name.
+            before: key of the value.
+            name: of the new node, as far as it is free.
+
+        Raises:
+            GraphError: when a key is not in the graph, or an operand cannot be seen there.
+        """
+        ...
+
     def expanded(self, ops: Collection[str]) -> "Graph":
         """Return a copy in which nodes of these ops are written out as the linear layers that they are.
 

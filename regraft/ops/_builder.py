@@ -169,6 +169,10 @@ class Builder(Protocol[V]):
         """New shape; 0 keeps the extent at that place, one -1 is computed from the rest."""
         ...
 
+    def lead(self, x: V, count: int) -> V:
+        """`count` dims of extent 1 in front."""
+        ...
+
     def as_rows(self, x: V) -> V:
         """[..., n] to [rows, n]."""
         ...

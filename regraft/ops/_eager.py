@@ -182,6 +182,9 @@ class TorchBuilder:
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         return x.reshape([x.shape[place] if extent == 0 else extent for place, extent in enumerate(shape)])
 
+    def lead(self, x: Tensor, count: int) -> Tensor:
+        return x[(None,) * count] if count else x
+
     def as_rows(self, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regraft.ops import AttributeValue, Op, evaluate
+from regraft.passes._masks import in_one_mask
 from regraft.passes._pass import Plan
 
 
@@ -24,7 +25,7 @@ class FlashPlan(Plan):
 
     def definition(self, operands: Mapping[str, Tensor]) -> Tensor:
         """Return what the op means on these operands and weights."""
-        named = {**operands, **self.tensors}
+        named = {**in_one_mask(operands), **self.tensors}
         exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
         return evaluate(self.insert, exact, self.attributes)
 

@@ -20,6 +20,7 @@ from regraft.graph import (
 from regraft.passes._flash_attention import plan_attention
 from regraft.passes._flash_mlp import Ranks, plan_mlp
 from regraft.passes._flash_plan import FlashPlan
+from regraft.passes._masks import with_one_mask
 from regraft.passes._pass import Reject, SitePass, check_patterns, not_asked_for
 from regraft.passes._statistics import SiteStatistics
 
@@ -103,4 +104,4 @@ class FlashSVD(SitePass[FlashSite, FlashPlan]):
 
     def build(self, graph: Graph, site: FlashSite, plan: FlashPlan) -> None:
         """Write the op."""
-        graph.replace(site, plan.insert, plan.tensors, plan.attributes)
+        graph.replace(with_one_mask(graph, site, self.name), plan.insert, plan.tensors, plan.attributes)

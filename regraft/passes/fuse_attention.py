@@ -9,6 +9,7 @@ from typing import ClassVar, Final
 
 from regraft.graph import AttentionSite, Graph, NearMiss, find_attention_sites
 from regraft.ops.multi_head_attention import op as multi_head_attention
+from regraft.passes._masks import with_one_mask
 from regraft.passes._pass import Plan, Reject, SitePass, check_patterns, not_asked_for
 from regraft.passes._statistics import SiteStatistics
 
@@ -56,4 +57,4 @@ class FuseAttention(SitePass[AttentionSite, Plan]):
     def build(self, graph: Graph, site: AttentionSite, plan: Plan) -> None:
         """Write the node."""
         del plan
-        graph.replace(site, multi_head_attention, {}, site.attributes)
+        graph.replace(with_one_mask(graph, site, self.name), multi_head_attention, {}, site.attributes)

@@ -299,7 +299,8 @@ def test_anything_else_behind_it_stays_where_it_is(name: str) -> None:
     assert _wider(name)[1] is None
 
 
-def test_a_mask_of_three_dims_is_not_taken_for_one_of_heads() -> None:
-    """Its first dim would be read as the heads."""
-    graph = capture(seeded(Attention()), (rows(2, 7, WIDTH), mask_of(7, 5, keys=7)[0]))
-    assert "4 dims are needed" in _miss(graph)
+def test_a_mask_of_three_dims_has_heads_in_front() -> None:
+    example = (rows(2, 7, WIDTH), mask_of(7, keys=7)[0])
+    (block,), _ = find_attention_blocks(capture(seeded(Attention()), example, None))
+    assert block.operands["mask"] == "mask"
+    assert block.attention.mask_heads == 1

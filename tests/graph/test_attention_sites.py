@@ -367,19 +367,21 @@ def test_keys_turned_while_they_are_split_need_queries_split_beside_them() -> No
             )
 
 
-def test_two_masks_are_refused() -> None:
-    reason = "two masks are added to its scores"
-    for first, second in (("add", "add"), ("add", "where"), ("where", "add"), ("where", "where")):
+def test_several_masks_hold_together_in_the_order_in_which_they_come() -> None:
+    for steps in (("add", "add"), ("add", "where"), ("where", "add"), ("where", "where"), ("add", "where", "add")):
         s = Spelled.new()
-        scores = product(s.g, s.q, s.k)
-        for step in (first, second):
+        scores, expected = product(s.g, s.q, s.k), {"q": "q", "k": "k", "v": "v"}
+        for place, step in enumerate(steps):
+            kind = "bias" if step == "add" else "mask"
+            count = 1 + steps[:place].count(step)
+            expected[kind if count == 1 else f"{kind}#{count}"] = f"{kind}_{place}"
             if step == "add":
-                scores = like(s.g, "add", scores, s.g.input(f"bias{len(s.g.nodes())}", *SCORES))
+                scores = like(s.g, "add", scores, s.g.input(f"bias_{place}", *SCORES))
             else:
-                allowed = s.g.input(f"mask{len(s.g.nodes())}", *SCORES, dtype="bool")
+                allowed = s.g.input(f"mask_{place}", *SCORES, dtype="bool")
                 scores = s.g.node("where", allowed, scores, scalar(s.g, -math.inf), shape=SCORES)
         attend(s.g, softmax(s.g, scores), s.v)
-        assert miss(s.g) == reason
+        assert dict(one(s.g).operands) == expected
 
 
 def test_hiding_with_a_finite_number_is_refused_for_what_it_does_to_rows_that_are_all_hidden() -> None:
@@ -425,11 +427,31 @@ def test_scores_chosen_between_tensors_are_refused() -> None:
     assert miss(s.g) == "its scores are chosen between two tensors"
 
 
-def test_a_mask_of_other_than_four_dims_is_refused() -> None:
+@pytest.mark.parametrize("shape", [("keys",), ("queries", "keys"), (HEADS, "queries", "keys"), (1, 1, "keys")])
+def test_a_mask_of_fewer_dims_is_one(shape: tuple[Dim, ...]) -> None:
     s = Spelled.new()
-    bias = mask(s.g, "float32", "queries", "keys")
+    bias = mask(s.g, "float32", *shape)
     attend(s.g, softmax(s.g, like(s.g, "add", product(s.g, s.q, s.k), bias)), s.v)
-    assert miss(s.g) == "its mask mask is float32[queries, keys], 4 dims are needed"
+    site = one(s.g)
+    assert site.operands["bias"] == "mask"
+    assert site.mask_heads == (HEADS if shape[0] == HEADS else 1)
+
+
+def test_a_mask_of_five_dims_is_refused() -> None:
+    s = Spelled.new()
+    bias = mask(s.g, "float32", 1, "batch", HEADS, "queries", "keys")
+    attend(s.g, softmax(s.g, like(s.g, "add", product(s.g, s.q, s.k), bias)), s.v)
+    text = f"its mask mask is float32[1, batch, {HEADS}, queries, keys], 4 dims are needed or fewer"
+    assert miss(s.g) == text
+
+
+def test_a_mask_that_widens_the_scores_is_refused() -> None:
+    g = FakeGraph()
+    q, k, v = (g.input(name, 1, HEADS, rows, HEAD) for name, rows in (("q", "queries"), ("k", "keys"), ("v", "keys")))
+    bias = mask(g, "float32", 3, 1, 1, "keys")
+    attend(g, softmax(g, like(g, "add", product(g, q, k), bias)), v)
+    scores = f"[1, {HEADS}, queries, keys]"
+    assert miss(g) == f"its mask mask (float32[3, 1, 1, keys]) has more than its scores {scores}, which it would widen"
 
 
 def test_values_with_other_heads_than_the_keys_are_refused() -> None:

@@ -129,8 +129,16 @@ class OnnxGraph:
         known = op if isinstance(op, Op) else get_op(op.name)
         values = _values(known, attributes or {})
         self._views = self._runner = self._closed = None
-        surgeon = Surgeon(self.model, self._index, self.opset, self._made, self._small, self._type_of)
-        surgeon.replace(site, known, tensors, values)
+        self._surgeon().replace(site, known, tensors, values)
+
+    def insert(
+        self, op: StructuredOp, operands: Mapping[str, str], attributes: Attributes, before: str, name: str
+    ) -> str:
+        """Put one node `regraft::<Op>` in front of the node of `before`; see `Graph.insert`."""
+        known = op if isinstance(op, Op) else get_op(op.name)
+        values = _values(known, attributes)
+        self._views = self._runner = self._closed = None
+        return self._surgeon().insert(known, operands, values, before, name)
 
     def expanded(self, ops: Collection[str]) -> "OnnxGraph":
         """Return a copy in which these ops are written out as products; see `Graph.expanded`."""
@@ -215,6 +223,9 @@ class OnnxGraph:
         if self._views is None:
             self._views = Views(self._index, self._type_of)
         return self._views
+
+    def _surgeon(self) -> Surgeon:
+        return Surgeon(self.model, self._index, self.opset, self._made, self._small, self._type_of)
 
     def _type_of(self, native: ir.Value) -> TensorType:
         declared = value_type(native)

@@ -18,6 +18,7 @@ from regraft.frontends.onnx._functions import (
     weight_value,
 )
 from regraft.frontends.onnx._index import Index, bodies, items
+from regraft.frontends.onnx._tensors import onnx_dtype
 from regraft.frontends.onnx._views import TypeOf, constant_of
 from regraft.graph.graph import Replacement
 from regraft.graph.sharing import content_key
@@ -59,6 +60,48 @@ class Surgeon:
         for call in site.calls:
             self._replace_call(call, op, tensors, values, made)
 
+    def insert(self, op: Op, operands: Mapping[str, str], attributes: Values, before: str, name: str) -> str:
+        """Put a node in front of the one that computes `before`, unless it stands there already; return its key.
+
+        Raises:
+            GraphError: when a key is not in the graph, or an operand cannot be seen from there.
+        """
+        holder = self._value(name, before).producer()
+        if holder is None or not isinstance(holder.graph, ir.Graph):
+            raise GraphError(f"{name}: {before} is computed by no node")
+        given = {label: self._value(name, key) for label, key in operands.items()}
+        self._check_visible(name, before, holder.graph, given)
+        present = [operand.name for operand in op.operands if operand.name in given]
+        values, types = complete_attributes(op, attributes), {key: self.type_of(value) for key, value in given.items()}
+        function = self._function(op, present, values, {key: type_.dtype for key, type_ in types.items()})
+        inputs = [given[label] for label in present]
+        known = self._standing(function, inputs, holder)
+        if known is not None:
+            return self.index.value_key(known)
+        node = call_of(function, inputs, values, self.index.unused_node_name(name, holder.graph))
+        result, (output,) = op.infer(**types, **values), node.outputs
+        output.name = self.index.unused_name(name)
+        output.type = ir.TensorType(onnx_dtype(result.dtype)) if result.dtype else None
+        output.shape = None if result.shape is None else ir.Shape(result.shape)
+        holder.graph.insert_before(holder, node)
+        self.index.add_node(node, self._between(inputs, holder))
+        self.index.rename(output)
+        return self.index.value_key(output)
+
+    def _between(self, inputs: Sequence[ir.Value], holder: ir.Node) -> float:
+        """A place before a node, and behind what was inserted there for the inputs."""
+        place = self.index.place(holder)
+        producers = [producer for value in inputs if (producer := value.producer()) is not None]
+        return (max([place - 1, *map(self.index.place, producers)]) + place) / 2
+
+    def _standing(self, function: ir.Function, inputs: Sequence[ir.Value], holder: ir.Node) -> ir.Value | None:
+        """The result of a call of that function with these operands that stands before the holder."""
+        for node in inputs[0].consumers():
+            same = (node.domain, node.op_type) == (function.domain, function.name) and list(node.inputs) == inputs
+            if same and node.graph is holder.graph and self.index.place(node) < self.index.place(holder):
+                return node.outputs[0]
+        return None
+
     def _replace_call(
         self,
         site: Replacement,
@@ -68,18 +111,18 @@ class Surgeon:
         made: dict[str, ir.Value],
     ) -> None:
         """Replace one call; everything is looked up before anything is changed. New weights are added to `made`."""
-        old = self._value(site, site.output)
+        old = self._value(site.name, site.output)
         holder = old.producer()
         if holder is None or not isinstance(holder.graph, ir.Graph):
             raise GraphError(f"{site.name}: {site.output} is computed by no node and cannot be replaced")
         covered = [self._node(site, key) for key in site.nodes]
-        activations = {name: self._value(site, key) for name, key in site.operands.items()}
+        activations = {name: self._value(site.name, key) for name, key in site.operands.items()}
         shared = {name: self._constant(site, value) for name, value in tensors.items() if isinstance(value, Value)}
         fresh = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
         known = activations | shared
         present = [operand.name for operand in op.operands if operand.name in known | fresh]
         _check_names(site, op, present, [*site.operands, *tensors])
-        self._check_visible(site, holder.graph, known)
+        self._check_visible(site.name, site.output, holder.graph, known)
         labels = {name: self.type_of(value).dtype for name, value in known.items()}
         labels |= {name: dtype_name(tensor.dtype) for name, tensor in fresh.items()}
         function = self._function(op, present, values, labels)
@@ -93,10 +136,10 @@ class Surgeon:
         self._insert(call_of(function, [operands[name] for name in present], values, name), old, holder)
         self._sweep([holder, *covered])
 
-    def _value(self, site: Replacement, key: str) -> ir.Value:
+    def _value(self, name: str, key: str) -> ir.Value:
         value = self.index.value(key)
         if value is None:
-            raise GraphError(f"{site.name}: the graph has no value {key!r} (any more)")
+            raise GraphError(f"{name}: the graph has no value {key!r} (any more)")
         return value
 
     def _node(self, site: Replacement, key: str) -> ir.Node:
@@ -106,17 +149,17 @@ class Surgeon:
         return node
 
     def _constant(self, site: Replacement, shared: Value) -> ir.Value:
-        value = self._value(site, shared.key)
+        value = self._value(site.name, shared.key)
         if constant_of(value) is None:
             raise GraphError(f"{site.name}: {shared.key} is no constant and cannot be shared")
         return value
 
-    def _check_visible(self, site: Replacement, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
+    def _check_visible(self, name: str, output: str, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
         visible = set(self.index.scopes(graph))
-        for name, value in values.items():
+        for label, value in values.items():
             if value.graph not in visible:
                 key = self.index.value_key(value)
-                raise GraphError(f"{site.name}: operand {name} ({key}) cannot be seen from {site.output}")
+                raise GraphError(f"{name}: operand {label} ({key}) cannot be seen from {output}")
 
     def _function(
         self, op: Op, present: Sequence[str], values: Values, labels: Mapping[str, str | None]

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from regraft.frontends.torch._canonical import is_getitem
 from regraft.frontends.torch._expand import expand
 from regraft.frontends.torch._program import Program
-from regraft.frontends.torch._rewrite import rewrite
+from regraft.frontends.torch._rewrite import insert, rewrite
 from regraft.frontends.torch._run import evaluate_part, run_program
 from regraft.frontends.torch._signature import Leaf, Signature, signature_of
 from regraft.frontends.torch._types import Typer, name_dims
@@ -181,6 +181,14 @@ class FxGraph:
         done = rewrite(self._program, site, op, tensors, attributes or {})
         if self._views is not None and not self._views.update(done.changed, done.added, done.erased):
             self._views = None
+
+    def insert(
+        self, op: StructuredOp, operands: Mapping[str, str], attributes: Attributes, before: str, name: str
+    ) -> str:
+        """Call `op` in front of the node of `before`; see `Graph.insert`."""
+        node = insert(self._program, op, operands, attributes, before, name)
+        self._views = None
+        return node.name
 
     def expanded(self, ops: Collection[str]) -> "FxGraph":
         """Return a copy in which these ops are written out as `linear`; see `Graph.expanded`."""

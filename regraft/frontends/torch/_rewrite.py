@@ -62,6 +62,38 @@ def rewrite(
     return Rewrite([place.output for place in places], added, erased)
 
 
+def insert(
+    program: Program, op: StructuredOp, operands: Mapping[str, str], attributes: Attributes, before: str, name: str
+) -> fx.Node:
+    """Call `op` in front of the node of `before`, unless it is called there already; return the call.
+
+    Raises:
+        GraphError: when a key is not in the graph, or an operand comes later.
+        UnknownNameError: when torch knows no op of that name.
+    """
+    target, place = torch_op(op.name), program.node(before, name)
+    given = {label: program.node(key, name) for label, key in operands.items()}
+    for label, node in given.items():
+        if not node < place:
+            raise GraphError(f"{name}: operand {label!r} ({node.name}) is computed after {before}")
+    args = _arguments(target, given)
+    kwargs: dict[str, Any] = dict(attributes)
+    for user in next(iter(given.values())).users:
+        if user.target == target and user.args == args and user.kwargs == kwargs and user < place:
+            return user
+    with program.graph.inserting_before(place):
+        node = program.graph.create_node("call_function", target, args, kwargs, name=name.replace(".", "_"))
+    node.meta = {key: value for key, value in place.meta.items() if key not in ("val", *_STALE_META)}
+    fakes: list[Any] = [argument.meta.get("val") if isinstance(argument, fx.Node) else argument for argument in args]
+    mode: Any = next((found for value in fakes if (found := getattr(value, "fake_mode", None)) is not None), None)
+    if mode is not None:
+        with mode:
+            node.meta["val"] = target(*fakes, **kwargs)
+    program.index[node.name] = node
+    program.changed()
+    return node
+
+
 def _place(
     program: Program,
     site: Replacement,
@@ -114,12 +146,17 @@ def _clear(program: Program, place: _Place, kept: Collection[fx.Node]) -> list[f
 
 
 def _call(output: fx.Node, target: Any, operands: Mapping[str, fx.Node], attributes: Attributes) -> None:
+    output.target, output.args, output.kwargs = target, _arguments(target, operands), dict(attributes)
+    output.meta = {key: value for key, value in output.meta.items() if key not in _STALE_META}
+
+
+def _arguments(target: Any, operands: Mapping[str, fx.Node]) -> tuple[fx.Node | None, ...]:
+    """Operands by position, without the absent ones at the end."""
     names = [argument.name for argument in target._schema.arguments if not argument.kwarg_only]
     args = [operands.get(name) for name in names]
     while args and args[-1] is None:
         args.pop()
-    output.target, output.args, output.kwargs = target, tuple(args), dict(attributes)
-    output.meta = {key: value for key, value in output.meta.items() if key not in _STALE_META}
+    return tuple(args)
 
 
 def _check_arguments(

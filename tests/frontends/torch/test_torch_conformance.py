@@ -21,6 +21,8 @@ CASES = [
     for example in op.examples
 ]
 
+WITHOUT_PRODUCTS = {"combined_mask"}
+
 _QUICK_CHECKS = ("test_schema", "test_faketensor")
 _SLOW_CHECKS = ("test_autograd_registration", "test_aot_dispatch_dynamic")
 
@@ -122,10 +124,10 @@ def test_the_inferred_type_is_the_type_of_the_result(op: Op, example: Example) -
 
 
 @pytest.mark.parametrize(("op", "example"), CASES)
-def test_the_cost_is_positive(op: Op, example: Example) -> None:
+def test_the_cost_is_positive_where_there_are_products(op: Op, example: Example) -> None:
     types = {name: type_of(tensor) for name, tensor in example.tensors(torch.float32).items()}
     cost = op.cost(**types, **(example.attributes or {}))
-    assert int(cost.macs) > 0
+    assert int(cost.macs) > 0 or op.name in WITHOUT_PRODUCTS
     assert float(cost.transient_bytes) >= 0
 
 
