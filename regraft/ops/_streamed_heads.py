@@ -34,9 +34,11 @@ class Source(Generic[V]):
         bias = self.biases[place] if self.biases else None
         return b.like_rows_of(b.linear_after(self.rows, self.weights[place], bias, earlier), self.like)
 
-    def alike(self, b: Builder[V], weight: V, blocks: int) -> "Source[V]":
+    def alike(self, b: Builder[V], weight: V, blocks: int, bias: V | None = None) -> "Source[V]":
         """Return what another weight makes of the same rows."""
-        return Source(self.rows, self.like, b.split(weight, 0, blocks))
+        return Source(
+            self.rows, self.like, b.split(weight, 0, blocks), () if bias is None else b.split(bias, 0, blocks)
+        )
 
 
 def source(b: Builder[V], x: V, down: V | None, weight: V, bias: V | None, blocks: int) -> Source[V]:
@@ -84,6 +86,7 @@ class AttentionTypes:
     bias: TensorType | None = None
     residual: TensorType | None = None
     shared: str = "none"
+    bias_inside: int = 0
 
     def result(self, heads: int, kv_heads: int, blocks: int) -> TensorType:
         """Return the type of y; raise ShapeError where the operands do not fit together."""
@@ -107,9 +110,10 @@ class AttentionTypes:
             rank, width = width, _matrix(self.name, "out_up", self.out_up)[0]
             taken = _matrix(self.name, "out_up", self.out_up)[1]
             require(rank == taken, f"{self.name}: ranks differ: out {rank}, out_up {taken}")
-        for label, vector in (("out_bias", self.out_bias), ("value_bias", self.value_bias)):
-            fits = vector is None or vector.shape == (width,)
-            require(fits, f"{self.name}: {label} must be [{width}]; got {vector}")
+        wide = _matrix(self.name, "value", self.value)[0] if self.bias_inside else width
+        for label, vector, extent in (("out_bias", self.out_bias, width), ("value_bias", self.value_bias, wide)):
+            fits = vector is None or vector.shape == (extent,)
+            require(fits, f"{self.name}: {label} must be [{extent}]; got {vector}")
         require(self.x.rank in (None, 3), f"{self.name}: x must have 3 dims; got {self.x}")
         result = TensorType(self.x.dtype, None if self.x.shape is None else (*self.x.shape[:-1], width))
         fits = (
@@ -154,7 +158,7 @@ class AttentionTypes:
         """Raise ShapeError where a value_bias stands beside two masks, which only together tell who sees a key."""
         masks = [name for name in ("mask", "bias") if getattr(self, name) is not None]
         hiding = [*masks, "causal"] if causal else masks
-        fits = self.value_bias is None or len(hiding) <= 1
+        fits = self.value_bias is None or len(hiding) <= 1 or bool(self.bias_inside)
         require(fits, f"{self.name}: value_bias needs keys hidden by one of them alone; got {' and '.join(hiding)}")
 
     def _check_heads(self, heads: int, kv_heads: int, blocks: int) -> None:
@@ -165,8 +169,8 @@ class AttentionTypes:
         for label, offset in (("mask", self.mask), ("bias", self.bias)):
             require(offset is None or offset.rank in (None, 4), f"{self.name}: {label} must have 4 dims; got {offset}")
             of_heads = offset is not None and offset.shape is not None and offset.shape[1] != 1
-            one = not of_heads or (blocks == 1 and self.value_bias is None)
-            require(one, f"{self.name}: a {label} of each head needs one block and no value_bias; got {offset}")
+            one = not of_heads or (blocks == 1 and (self.value_bias is None or bool(self.bias_inside)))
+            require(one, f"{self.name}: a {label} of each head needs one block and no value_bias outside; got {offset}")
 
     def _readers(self) -> dict[str, str]:
         """Whose first factor each projection reads, where that is not its own."""

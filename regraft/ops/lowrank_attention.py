@@ -13,9 +13,12 @@ x: [batch, queries, in], context: [batch, keys, in] (x when absent), mask and bi
 head h reads key and value head g = h // (heads / kv_heads). The heads are walked in `blocks` groups.
 
 Keys need no bias: it adds the same to every score of a query. The bias of the values, times the weights behind, is
-`value_bias`: weights of attention sum to 1, or to 0 for a query that sees nothing. So a layer whose head size is the
-rank (the product of query and key weights in two factors, that of value and output weights in two others) is an
-ordinary one with smaller heads, and `scale` still that of the original head size.
+`value_bias`: weights of attention sum to 1, or to 0 for a query that sees nothing. Where no mask tells that for all
+heads at once (each head has its own, or there are several), it stays with the values: with bias_inside=1 it is as long
+as all value heads, and v_g = P_v · value_gᵀ + value_bias_g.
+
+A layer whose head size is the rank (the product of query and key weights in two factors, that of value and output
+weights in two others) is an ordinary one with smaller heads, and `scale` still that of the original head size.
 
 Multiply-adds: those of the products and of attention with these head sizes. Buffers: a group's queries, keys, values
 and scores, at most 1 / blocks of all heads', and s.
@@ -45,11 +48,12 @@ def infer(
     causal: int,
     blocks: int,
     shared: str = "none",
+    bias_inside: int = 0,
     **optional: TensorType | None,
 ) -> TensorType:
     """Return the type of y: x's leading dims, then the width behind the last product."""
     del scale
-    types = AttentionTypes(op.name, x, query, key, value, out, **optional, shared=shared)
+    types = AttentionTypes(op.name, x, query, key, value, out, **optional, shared=shared, bias_inside=bias_inside)
     types.check_hiding(causal=bool(causal))
     return types.result(heads, kv_heads, blocks)
 
@@ -79,12 +83,14 @@ def decompose(  # noqa: PLR0917 - the operands of the op
     causal: int,
     blocks: int,
     shared: str = "none",
+    bias_inside: int = 0,
 ) -> V:
     """Sum over groups of heads; then the last factor."""
     other = x if context is None else context
     q = source(b, x, query_down, query, query_bias, blocks)
     k = q.alike(b, key, blocks) if shared == "qkv" else source(b, other, key_down, key, None, blocks)
-    v = k.alike(b, value, blocks) if shared != "none" else source(b, other, value_down, value, None, blocks)
+    inner, outer = (value_bias, None) if bias_inside else (None, value_bias)
+    v = k.alike(b, value, blocks, inner) if shared != "none" else source(b, other, value_down, value, inner, blocks)
     total: V | None = None
     for place, weight in enumerate(b.split(out, 1, blocks)):
         attended = _group(
@@ -106,9 +112,9 @@ def decompose(  # noqa: PLR0917 - the operands of the op
     y = b.like_rows_of(total, x)
     y = y if out_up is None else b.linear(y, out_up)
     y = y if out_bias is None else b.add_to(y, out_bias)
-    if value_bias is not None:
+    if outer is not None:
         told = seen(b, y, mask, bias)
-        y = b.add_to(y, value_bias if told is None else b.mul(told, value_bias))
+        y = b.add_to(y, outer if told is None else b.mul(told, outer))
     return y if residual is None else b.add_to(y, residual)
 
 
@@ -155,11 +161,14 @@ def cost(
     causal: int,
     blocks: int,
     shared: str = "none",
+    bias_inside: int = 0,
     **optional: TensorType | None,
 ) -> OpCost:
     """Multiply-adds of all products, and the largest buffer between them."""
     del scale, causal
-    return AttentionTypes(op.name, x, query, key, value, out, **optional, shared=shared).cost(heads, kv_heads, blocks)
+    return AttentionTypes(op.name, x, query, key, value, out, **optional, shared=shared, bias_inside=bias_inside).cost(
+        heads, kv_heads, blocks
+    )
 
 
 def _example(
@@ -173,6 +182,7 @@ def _example(
     more: dict[str, tuple[int, ...] | Ints] | None = None,
     causal: int = 0,
     shared: str = "none",
+    bias_inside: int = 0,
     dynamic: tuple[int, ...] = (0,),
 ) -> Example:
     """An example of (heads, kv_heads, blocks), head and value width, and ranks of the four factors (0: dense)."""
@@ -192,6 +202,7 @@ def _example(
     shapes |= {"out_up": (6, rank_o)} if rank_o else {}
     counts_of = {"heads": heads, "kv_heads": kv_heads, "blocks": blocks}
     attributes: dict[str, AttributeValue] = {**counts_of, "scale": 0.4, "causal": causal, "shared": shared}
+    attributes["bias_inside"] = bias_inside
     return Example(name, shapes | (more or {}), attributes, dynamic)
 
 
@@ -265,6 +276,17 @@ op: Final = Op(
             (0, 4, 4, 0),
             context=(2, 4, 5),
             shared="kv",
+            dynamic=(),
+        ),
+        _example(
+            "a mask of each head and a bias of values",
+            (2, 3, 7),
+            (4, 2, 1),
+            (3, 2),
+            (0, 0, 4, 0),
+            more={"value_bias": (4,), "mask": _mask(2, 4, 3, 3)},
+            causal=1,
+            bias_inside=1,
             dynamic=(),
         ),
         _example("one of everything", (1, 1, 1), (1, 1, 1), (1, 1), (0, 0, 0, 1), dynamic=()),

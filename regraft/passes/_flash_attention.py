@@ -44,7 +44,7 @@ class _Form:
 def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, blocks: int) -> FlashPlan | Reject:
     """Plan a block, or say why not."""
     site = block.attention
-    problem = _value_bias_problem(block) or _blocks_problem(block, blocks)
+    problem = _blocks_problem(block, blocks)
     if problem:
         return Reject(problem)
     if head_rank is not None and head_rank > site.head_size:
@@ -85,6 +85,7 @@ def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, b
             "causal": int(site.causal),
             "blocks": count,
             "shared": form.shared,
+            "bias_inside": int(_bias_inside(block)),
         },
         insert=lowrank_attention,
     )
@@ -159,6 +160,9 @@ def _rank_space(
     bias = block.query.bias
     if bias is not None:  # one more input of the query, so that it is cut together with its weight
         query = torch.cat([query, bias.double().reshape(heads, head, 1)], dim=2)
+    inside = block.value.bias if _bias_inside(block) else None
+    if inside is not None:
+        value = torch.cat([value, inside.double().reshape(kv_heads, head, 1)], dim=2)
     first = behind["out"]
     out = first.double().reshape(first.shape[0], heads, -1).permute(1, 2, 0)  # [heads, value, r]
     tolerance = FLOOR if first.dtype == torch.float64 else torch.finfo(torch.float32).eps
@@ -167,11 +171,13 @@ def _rank_space(
     tensors = {
         "query": left.flatten(0, 1),
         "key": scores.right.flatten(0, 1),
-        "value": values.right.flatten(0, 1),
+        "value": (values.right if inside is None else values.right[:, :, :-1]).flatten(0, 1),
         "out": values.left.permute(2, 0, 1).flatten(1),
     }
     if bias is not None:
         tensors["query_bias"] = scores.left[:, :, -1].flatten()
+    if inside is not None:
+        tensors["value_bias"] = values.right[:, :, -1].flatten()
     tensors |= _downs(block, {name: base.rows for name, base in bases.items()})
     tensors = {name: tensor.to(first.dtype).contiguous() for name, tensor in tensors.items()}
     tensors |= {name: tensor for name, tensor in behind.items() if name != "out"}
@@ -205,15 +211,17 @@ def _as_it_is(block: AttentionBlock, behind: dict[str, Tensor], error: float) ->
     tensors |= _downs(block, {name: down for name, down in downs.items() if down is not None})
     bias = block.query.bias
     tensors |= {} if bias is None else {"query_bias": bias}
+    inside = block.value.bias if _bias_inside(block) else None
+    tensors |= {} if inside is None else {"value_bias": inside}
     head = block.attention.head_size
     return _Form(tensors | behind, f"factors kept, heads of {head}", head, error, _sharing(block))
 
 
 def _biases(block: AttentionBlock, behind: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The bias behind the last product, and what the bias of the values gives there."""
+    """The bias behind the last product, and what the bias of the values gives there when it does not stay inside."""
     found = {} if block.outer.bias is None else {"out_bias": block.outer.bias}
     bias = block.value.bias
-    if bias is None:
+    if bias is None or _bias_inside(block):
         return found
     site = block.attention
     each = bias.reshape(site.kv_heads, -1).repeat_interleave(site.heads // site.kv_heads, dim=0).flatten().double()
@@ -228,15 +236,11 @@ def _by_head(block: AttentionBlock) -> bool:
     return block.attention.mask_heads != 1
 
 
-def _value_bias_problem(block: AttentionBlock) -> str:
-    """Why what the bias of the values gives cannot stand behind the sum: who sees a key must be told by one mask."""
-    if block.value.bias is None:
-        return ""
-    if _by_head(block):
-        return "its values have a bias and its heads have masks of their own"
-    masks = [name for name in ("mask", "bias") if name in block.operands]
-    hiding = [*masks, "causal"] if block.attention.causal else masks
-    return f"its values have a bias and keys are hidden by {' and '.join(hiding)} together" if len(hiding) > 1 else ""
+def _bias_inside(block: AttentionBlock) -> bool:
+    """Whether the bias of the values stays with them: behind the sum, one mask must tell which queries see a key."""
+    hiding = [name for name in ("mask", "bias") if name in block.operands]
+    hiding += ["causal"] if block.attention.causal else []
+    return block.value.bias is not None and (_by_head(block) or len(hiding) > 1)
 
 
 def _blocks_problem(block: AttentionBlock, blocks: int) -> str:

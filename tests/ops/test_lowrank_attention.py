@@ -30,10 +30,11 @@ class Case:
     causal: int = 0
     scale: float = 0.7
     shared: str = "none"
+    bias_inside: int = 0
     attributes: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = ("heads", "kv_heads", "blocks", "causal", "scale", "shared")
+        names = ("heads", "kv_heads", "blocks", "causal", "scale", "shared", "bias_inside")
         self.attributes = {name: getattr(self, name) for name in names}
 
 
@@ -79,13 +80,15 @@ def cases(draw: st.DrawFn) -> Case:
     ):
         if draw(st.booleans()):
             tensors[name] = _randn(generator, *shape)
-    hiding = draw(st.sampled_from(["", "mask", "bias", "causal"]))
-    hidden = torch.rand(batch, 1, draw(st.sampled_from([1, queries])), keys, generator=generator) < 0.4
-    if hiding == "mask":
-        tensors["mask"] = ~hidden
-    if hiding == "bias":
-        tensors["bias"] = _randn(generator, *hidden.shape).masked_fill(hidden, -torch.inf)
-    return Case(tensors, heads, kv_heads, blocks, int(hiding == "causal"), shared=shared)
+    inside = draw(st.booleans())  # then masks may be several, and of each head where there is one block
+    if inside and "value_bias" in tensors:
+        tensors["value_bias"] = _randn(generator, kv_heads * wide)
+    hiding = draw(st.sets(st.sampled_from(["mask", "bias", "causal"]), max_size=3 if inside else 1))
+    for name in hiding & {"mask", "bias"}:
+        own = draw(st.sampled_from([1, heads])) if inside and blocks == 1 else 1
+        hidden = torch.rand(batch, own, draw(st.sampled_from([1, queries])), keys, generator=generator) < 0.4
+        tensors[name] = ~hidden if name == "mask" else _randn(generator, *hidden.shape).masked_fill(hidden, -torch.inf)
+    return Case(tensors, heads, kv_heads, blocks, int("causal" in hiding), shared=shared, bias_inside=int(inside))
 
 
 def _written_out(case: Case) -> Tensor:
@@ -98,26 +101,29 @@ def _written_out(case: Case) -> Tensor:
     head, wide = weights["query"].shape[0] // case.heads, weights["value"].shape[0] // case.kv_heads
     q = x @ weights["query"].t() + t.get("query_bias", torch.zeros(1).double())
     k, v = context @ weights["key"].t(), context @ weights["value"].t()
+    v = v + t.get("value_bias", torch.zeros(1).double()) if case.bias_inside else v
     y = torch.zeros(*x.shape[:2], OUT).double()
     for b in range(x.shape[0]):
         for h in range(case.heads):
             g = h // (case.heads // case.kv_heads)
             at, of = slice(h * head, (h + 1) * head), slice(g * head, (g + 1) * head)
             scores = case.scale * q[b, :, at] @ k[b, :, of].t()
-            scores = _hidden(case, scores, b)
+            scores = _hidden(case, scores, b, h)
             probabilities = scores.softmax(-1).nan_to_num(0.0)
             y[b] += probabilities @ v[b, :, g * wide : (g + 1) * wide] @ out[:, h * wide : (h + 1) * wide].t()
-        if "value_bias" in t:
-            sees = _hidden(case, torch.zeros(x.shape[1], context.shape[1]).double(), b).isfinite().any(-1)
+        if "value_bias" in t and not case.bias_inside:
+            sees = _hidden(case, torch.zeros(x.shape[1], context.shape[1]).double(), b, 0).isfinite().any(-1)
             y[b] += sees[:, None].double() * t["value_bias"]
     return y + t.get("out_bias", torch.zeros(1).double()) + t.get("residual", torch.zeros(1).double())
 
 
-def _hidden(case: Case, scores: Tensor, b: int) -> Tensor:
-    if "mask" in case.tensors:
-        return scores.masked_fill(~case.tensors["mask"][b, 0], -torch.inf)
+def _hidden(case: Case, scores: Tensor, b: int, h: int) -> Tensor:
     if "bias" in case.tensors:
-        return scores + case.tensors["bias"][b, 0]
+        bias = case.tensors["bias"][b]
+        scores = scores + bias[h % len(bias)]
+    if "mask" in case.tensors:
+        mask = case.tensors["mask"][b]
+        scores = scores.masked_fill(~mask[h % len(mask)], -torch.inf)
     later = torch.ones(scores.shape).triu(1).bool()
     return scores.masked_fill(later, -torch.inf) if case.causal else scores
 
@@ -143,7 +149,7 @@ def _types(**more: tuple[int, ...]) -> dict[str, TensorType]:
 
 
 _HIDING = "lowrank_attention: value_bias needs keys hidden by one of them alone; got "
-_OF_HEADS = "of each head needs one block and no value_bias; got "
+_OF_HEADS = "of each head needs one block and no value_bias outside; got "
 
 
 @pytest.mark.parametrize(
@@ -168,6 +174,8 @@ _OF_HEADS = "of each head needs one block and no value_bias; got "
         ({"key_down": (2, 7)}, {}, "lowrank_attention: ranks differ: key_down 2, key 7"),
         ({"out_up": (6, 3)}, {}, "lowrank_attention: ranks differ: out 6, out_up 3"),
         ({"query_bias": (6,)}, {}, "lowrank_attention: query_bias must be [8]; got float32[6]"),
+        ({"value_bias": (6,)}, {"bias_inside": 1}, "lowrank_attention: value_bias must be [8]; got float32[6]"),
+        ({"value_bias": (8,)}, {}, "lowrank_attention: value_bias must be [6]; got float32[8]"),
         ({"out_bias": (8,)}, {}, "lowrank_attention: out_bias must be [6]; got float32[8]"),
         ({}, {"shared": "all"}, "lowrank_attention: shared must be none, kv or qkv; got all"),
         ({}, {"shared": "qkv"}, "lowrank_attention: shared=qkv needs query_down and no key_down"),

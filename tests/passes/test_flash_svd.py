@@ -11,6 +11,7 @@ from tiny_transformers import (
     HEADS,
     HIDDEN,
     WIDTH,
+    Attention,
     Block,
     Example,
     Kind,
@@ -24,6 +25,7 @@ from tiny_transformers import (
 )
 from torch import Tensor, nn
 
+from regraft.backends.onnxruntime._from_torch import to_onnx
 from regraft.errors import NoMatchError, OptionError
 from regraft.frontends.torch import FxGraph, capture
 from regraft.graph import Graph
@@ -301,15 +303,15 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     assert [entry.reason for entry in ledger] == ["a weight holds numbers that are not finite"] * 2
 
 
-def test_a_mask_of_each_head_is_refused_beside_a_bias_of_values_and_walked_at_once_without() -> None:
+def test_a_mask_of_each_head_is_walked_at_once_also_beside_a_bias_of_values() -> None:
     own = torch.ones(2, HEADS, 7, 7).bool().tril()
     own[:, 1] = True
     example = (rows(2, 7, WIDTH), own)
-    found = _reasons(capture(seeded(Block()), example, None), f"flash-svd{{head_rank={HEAD},mlp=false}}", example)
-    assert found == {"attention": "its values have a bias and its heads have masks of their own"}
-    graph = capture(seeded(Block(bias=False)), example, None)
-    after, _ = _run(graph, f"flash-svd{{head_rank={HEAD},mlp=false}}", example)
-    _close(after, graph, example, 1e-5)
+    own[0, 2, 3] = False  # one head of one query sees nothing: its bias of values must go, that of the others stay
+    for dense in (Block(bias=False), Block()):
+        graph = capture(seeded(dense), example, None)
+        after, _ = _run(graph, f"flash-svd{{head_rank={HEAD},mlp=false}}", example)
+        _close(after, graph, example, 1e-5)
     found = _reasons(graph, f"flash-svd{{head_rank={HEAD},mlp=false,blocks=2}}", example)
     assert found == {"attention": "its heads have masks of their own and are walked at once, not in blocks=2"}
 
@@ -420,3 +422,34 @@ def test_keep_does_not_cut_factors_again(kind: Kind) -> None:
     assert len(ledger.rewritten) == 2
     assert [entry.announced_error == pytest.approx(0, abs=1e-6) for entry in ledger.rewritten] == [True, True]
     assert [entry.measured_error == pytest.approx(0, abs=1e-5) for entry in ledger.rewritten] == [True, True]
+
+
+class Hidden(nn.Module):
+    """Attention with biases whose keys are hidden by a mask, by numbers and causally, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = (
+            self.attention.heads(layer, x, HEADS)
+            for layer in (self.attention.query, self.attention.key, self.attention.value)
+        )
+        scores = (q @ k.transpose(-1, -2) * 0.4 + bias).masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(-1)
+        y = torch.where(weights.isnan(), 0.0, weights) @ v
+        return self.attention.out(y.transpose(1, 2).reshape(*x.shape[:2], HEADS * HEAD))
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_keys_hidden_by_a_mask_and_by_numbers_leave_the_bias_of_values_to_the_rest(kind: Kind) -> None:
+    bias = rows(1, 1, 7, 7).masked_fill(torch.ones(7, 7).tril(-3).bool(), -torch.inf)
+    example = (rows(2, 7, WIDTH), mask_of(7, 3, keys=7), bias)
+    fx = capture(seeded(Hidden()), example, None)
+    graph: Graph = fx if kind == "fx" else to_onnx(fx, 18)
+    factors, _ = _run(graph, "low-rank{keep=0.8,heads=true}", example)
+    for before, options in ((graph, f"head_rank={HEAD},blocks=2"), (factors, "blocks=4")):
+        after, ledger = _run(before, f"flash-svd{{{options}}}", example)
+        assert [entry.status for entry in ledger] == ["rewritten"]
+        _close(after, before, example, 1e-5)
