@@ -2,10 +2,10 @@
 
     y = softmax(scale · q · kᵀ + bias, where mask and not causally later) · v
 
-Heads are an axis of their own: q is [batch, queries, heads, head] with `split`, the merged layout of the op seen as four
-dims, else [batch, heads, queries, head]; k, v and y likewise. The head size is any number, a rank, too. `mask` and `bias`
-are [batch or 1, heads or 1, queries or 1, keys]: the options `mask_batch`, `mask_heads`, `mask_queries` say which are
-full. Query head h reads key and value head h // (heads / kv_heads). A query that sees nothing gives 0.
+Heads are an axis of their own: q is [batch, queries, heads, head] with `split`, the merged layout of the op as four
+dims, else [batch, heads, queries, head]; k, v and y likewise. The head size is any number, a rank, too. `mask` and
+`bias` are [batch or 1, heads or 1, queries or 1, keys]: the options `mask_batch`, `mask_heads`, `mask_queries` say
+which are full. Query head h reads key and value head h // (heads / kv_heads). A query that sees nothing gives 0.
 
 A block owns a tile of queries of one head and walks the keys; causal ones stop at the last key that its queries see.
 
@@ -66,7 +66,9 @@ def default(problem: Problem, arch: str) -> Tiling:
     large = {"rows": 128, "columns": 64, "stages": stages, "threads": 256}
     usual = {**large, "rows": 64, "threads": 128}
     narrow = {**usual, "columns": 32, "stages": 1}
-    candidates = [usual, {**usual, "columns": 32}, narrow, {**narrow, "rows": 32}]
+    candidates = [usual, {**usual, "columns": 32}, narrow, {**narrow, "rows": 32}, {**narrow, "rows": 16}]
+    if problem.dtype == "float32":
+        candidates = candidates[3:]
     if problem.rows >= 1024 and problem.item_bytes == 2:
         candidates.insert(0, large)
     return first_fitting(kernel, problem, arch, [Tiling("rows", tiles) for tiles in candidates])
@@ -77,9 +79,10 @@ def use(problem: Problem, tiling: Tiling) -> Use:
     tiles, item = tiling.tiles, problem.item_bytes
     rows, columns, head, value = tiles["rows"], tiles["columns"], *_widths(problem)
     numbers = rows * head + tiles["stages"] * columns * (head + value)
-    if problem.dtype == "float32":
-        numbers += rows * columns
-    return Use(item * numbers, rows * (columns + columns // 2 + value), tiles["threads"])
+    accumulators = rows * (columns + columns // 2 + value)
+    if problem.dtype == "float32":  # threads hold scores and sums of different rows
+        numbers, accumulators = numbers + rows * columns, 2 * accumulators
+    return Use(item * numbers, accumulators, tiles["threads"])
 
 
 def _widths(problem: Problem) -> tuple[int, int]:
