@@ -12,18 +12,25 @@ from regraft.errors import ExportError
 from regraft.frontends.torch import TURNS, FxGraph
 
 
-def export_again(graph: FxGraph, instead: Mapping[Any, Callable[..., Any]] | None = None) -> ExportedProgram:
+def export_again(
+    graph: FxGraph,
+    instead: Mapping[Any, Callable[..., Any]] | None = None,
+    rewrite: Callable[[fx.GraphModule], None] | None = None,
+) -> ExportedProgram:
     """Return the program as torch.export makes it, its symbolic dims free.
 
     Args:
         graph: captured from PyTorch; not changed.
         instead: functions that are traced in the place of operators.
+        rewrite: changes a copy of the program before that.
 
     Raises:
         ExportError: when torch cannot trace it again.
     """
     args, kwargs = graph.example_inputs
     module = _with_copies(graph)
+    if rewrite is not None:
+        rewrite(module)
     for node in module.graph.nodes:
         node.target = (instead or {}).get(node.target, node.target) if node.op == "call_function" else node.target
     module.recompile()

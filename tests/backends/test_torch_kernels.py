@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import regraft
 from regraft.backends import compile_graph
-from regraft.backends.tvm import _compat, _torch
+from regraft.backends.tvm import _calls, _compat
 from regraft.errors import BackendError, MissingExtraError, OptionError, VerificationError
 from regraft.frontends.onnx import load, single_node_model
 from regraft.frontends.torch import capture
@@ -87,8 +87,8 @@ def test_another_element_type_keeps_the_composite_form_and_says_so() -> None:
 
 
 def test_a_kernel_that_computes_something_else_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _torch.Compiled.__call__
-    monkeypatch.setattr(_torch.Compiled, "__call__", lambda self, *given: run(self, *given) + 1)
+    run = _calls.Compiled.__call__
+    monkeypatch.setattr(_calls.Compiled, "__call__", lambda self, *given: run(self, *given) + 1)
     with pytest.raises(VerificationError, match=r"tvm kernel lowrank_linear: first of Layers is off by .* of its size"):
         optimized().compile("torch", kernels="tvm")
 

@@ -21,14 +21,18 @@ from regraft.backends.tvm._compat import module
 from regraft.backends.tvm._decompose import program_of
 from regraft.backends.tvm._extents import limits_of
 from regraft.backends.tvm._importer import Importer
+from regraft.backends.tvm._kernel_calls import library_of
 from regraft.backends.tvm._library import PORTS, Library, started
 from regraft.backends.tvm._onnx import program_of_onnx
 from regraft.backends.tvm._ports import Port, Ports, PortType
+from regraft.backends.tvm._schedule import pipeline
+from regraft.backends.tvm.kernels.cpu._host import Host, this_host
 from regraft.errors import BackendError, VerificationError
 from regraft.frontends.onnx import OnnxGraph
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.graph.snapshot import SnapshotValue
+from regraft.passes import FuseAttention, Settings, run_passes
 
 TOLERANCE: Final = 1e-3
 """Largest ‖y - ŷ‖ / ‖y‖ of an output beside the original: a step of an 8-bit activation may fall to the other side."""
@@ -78,24 +82,30 @@ class TvmExecutable:
 def compile_for_cpu(graph: Graph, target: str) -> TvmExecutable:
     """Return an executable; see `regraft.backends.tvm.compile`."""
     inputs, outputs = _side(inputs_of(graph), "input"), _side(outputs_of(graph), "output")
-    program, example = _program(graph)
+    host = this_host()
+    program, example = _program(_fused(graph), host)
     ports = Ports(inputs, outputs, limits_of(program, inputs))
     importer = Importer()
     unsupported = importer.unsupported(program)
     if unsupported:
         raise BackendError(f"tvm backend: {graph.name} has operators that TVM cannot take: {', '.join(unsupported)}")
-    code = _built(graph.name, importer, program, ports)
+    code = _built(graph.name, importer, program, ports, host)
     executable = TvmExecutable(started(code.jit(), graph.name), code, target, inputs_of(graph), outputs_of(graph))
     _verify(graph, executable, example)
     return executable
 
 
-def _program(graph: Graph) -> tuple[ExportedProgram, Sequence[Tensor]]:
+def _fused(graph: Graph) -> Graph:
+    """The graph with every attention that is recognized as one node; each was checked."""
+    return run_passes(graph, [FuseAttention()], Settings(strict=False))[0]
+
+
+def _program(graph: Graph, host: Host) -> tuple[ExportedProgram, Sequence[Tensor]]:
     """The program in core operators, and inputs that it can be tried with."""
     if isinstance(graph, OnnxGraph):
-        return program_of_onnx(graph)
+        return program_of_onnx(graph, host)
     assert isinstance(graph, FxGraph)
-    return program_of(graph), [leaf for leaf in tree_leaves(graph.example_inputs) if isinstance(leaf, Tensor)]
+    return program_of(graph, host), [leaf for leaf in tree_leaves(graph.example_inputs) if isinstance(leaf, Tensor)]
 
 
 def _side(values: Sequence[SnapshotValue], side: str) -> tuple[Port, ...]:
@@ -110,14 +120,16 @@ def _port(value: SnapshotValue, side: str) -> Port:
     return Port(value.name, PortType(dtype, tuple(shape or ())))
 
 
-def _built(name: str, importer: Any, program: ExportedProgram, ports: Ports) -> Any:
-    relax, tvm = module("tvm.relax"), module("tvm")
+def _built(name: str, importer: Any, program: ExportedProgram, ports: Ports, host: Host) -> Any:
+    relax = module("tvm.relax")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TVM's own use of deprecated names
             imported = importer.from_exported_program(program, False, False, False, None)
             imported[PORTS] = _says(ports.to_text())
-            return relax.build(imported, tvm.target.Target({"kind": "llvm"}))
+            if importer.kernels:
+                imported = imported.with_attr("external_mods", [library_of(importer.kernels, host)])
+            return relax.build(imported, host.target, relax_pipeline=pipeline(host))
     except BackendError:
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, KeyError) as error:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regraft.backends._again import export_again
+from regraft.backends.tvm._calls import apply_calls, planned_calls
+from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.frontends.torch import FxGraph
 from regraft.frontends.torch.library import torch_op
 from regraft.ops import AttributeValue, Op, TorchBuilder, all_ops
@@ -62,6 +64,12 @@ def in_core_operators(program: ExportedProgram) -> ExportedProgram:
         return program.run_decompositions()
 
 
-def program_of(graph: FxGraph) -> ExportedProgram:
-    """Return a captured program in core operators; raises ExportError when torch cannot trace it again."""
-    return in_core_operators(export_again(graph, {torch_op(name): meaning(op) for name, op in all_ops().items()}))
+def program_of(graph: FxGraph, host: Host) -> ExportedProgram:
+    """Return a captured program in core operators and calls of kernels.
+
+    Raises:
+        ExportError: when torch cannot trace it again.
+    """
+    calls = planned_calls(graph, host)
+    instead = {torch_op(name): meaning(op) for name, op in all_ops().items()}
+    return in_core_operators(export_again(graph, instead, lambda module: apply_calls(module, calls)))

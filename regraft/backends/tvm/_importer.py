@@ -15,6 +15,7 @@ from torch.export.graph_signature import ConstantArgument
 
 from regraft.backends.tvm._compat import module
 from regraft.backends.tvm._extents import prim_expr
+from regraft.backends.tvm._kernel_calls import called
 from regraft.backends.tvm._lowering import LOWERINGS
 from regraft.errors import BackendError
 
@@ -36,6 +37,8 @@ class Importer(_Importer):
         super().__init__()
         self._symbols: dict[str, Any] = {}
         self.convert_map.update({name: self._lowered(lower) for name, lower in LOWERINGS.items()})
+        self.convert_map["run.default"] = self._kernel_call
+        self.kernels: Final[dict[str, str]] = {}
 
     def unsupported(self, program: ExportedProgram) -> list[str]:
         """Return the operators of the program that cannot be imported, in order, each once."""
@@ -109,6 +112,15 @@ class Importer(_Importer):
             return lower(self.block_builder, *self.retrieve_args(node), **self._keywords(node))
 
         return convert
+
+    def _kernel_call(self, node: fx.Node) -> Any:
+        """A kernel of ours, called by its symbol; `kernels` knows which those are."""
+        activations, packed, key = node.args
+        symbol = self.kernels.setdefault(str(key), f"regraft_kernel_{len(self.kernels)}")
+        given = [self.env[value] for value in activations]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        weights = [self.env[value] for value in packed]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        shape = [self._extent(extent) for extent in node.meta["val"].shape]
+        return called(self.block_builder, symbol, str(key), given, weights, shape)
 
     def _keywords(self, node: fx.Node) -> dict[str, Any]:
         return {name: self.env.get(value, value) for name, value in node.kwargs.items()}

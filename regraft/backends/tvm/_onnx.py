@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from regraft.backends._again import first_line
+from regraft.backends.tvm._calls import Call, planned_calls
 from regraft.backends.tvm._decompose import in_core_operators, meaning
 from regraft.backends.tvm._onnx_extents import as_tensor, on_extents
 from regraft.backends.tvm._onnx_operators import OPERATORS
+from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.errors import BackendError
 from regraft.frontends.onnx import DOMAIN, OnnxGraph, structured_op, to_torch
 from regraft.frontends.onnx._canonical import native_name
@@ -28,8 +30,10 @@ _MOST_EXTENTS: Final = 64
 """Stored int64 vectors up to this length are taken for shapes, axes and the like, which must be known when tracing."""
 
 
-def program_of_onnx(graph: OnnxGraph) -> tuple[ExportedProgram, list[Tensor]]:
-    """Return the graph in core operators, its symbolic dims free, and inputs that it can be tried with.
+def program_of_onnx(graph: OnnxGraph, host: Host) -> tuple[ExportedProgram, list[Tensor]]:
+    """Return the graph in core operators and calls of kernels, and inputs that it can be tried with.
+
+    Symbolic dims are free.
 
     Raises:
         BackendError: naming every operator that has no translation, or what else cannot be traced.
@@ -45,7 +49,8 @@ def program_of_onnx(graph: OnnxGraph) -> tuple[ExportedProgram, list[Tensor]]:
     dims = tuple(_free_dims(value.type) for value in graph.inputs())
     try:
         with torch.no_grad():
-            traced = torch.export.export(_OnnxModule(model), tuple(example), dynamic_shapes={"inputs": dims})
+            module = _OnnxModule(model, planned_calls(graph, host))
+            traced = torch.export.export(module, tuple(example), dynamic_shapes={"inputs": dims})
     except BackendError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -75,9 +80,15 @@ def _free_dims(kind: TensorType) -> dict[int, Any]:
 class _OnnxModule(nn.Module):
     """Runs the nodes in order: tensors in torch, extents and what is computed of them in Python."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, calls: Sequence[Call]) -> None:
         super().__init__()
         self._model = model
+        self._calls = {call.node.outputs[0].key: call for call in calls}
+        self._packed: dict[str, list[str]] = {}
+        for key, call in self._calls.items():
+            self._packed[key] = [f"kernel{len(self._packed)}_{place}" for place in range(len(call.kernel.plan.packed))]
+            for name, tensor in zip(self._packed[key], call.kernel.plan.packed, strict=True):
+                self.register_buffer(name, tensor)
         self._extents: dict[ir.Value, np.ndarray] = {}
         self._weights: dict[ir.Value, str] = {}
         for value in model.graph.initializers.values():
@@ -104,8 +115,22 @@ class _OnnxModule(nn.Module):
         for node in self._model.graph:
             if not _is_constant(node):
                 operands = [None if operand is None else values[operand] for operand in node.inputs]
-                values.update(zip(node.outputs, _results(node, operands), strict=False))
+                called = self._called(node, operands)
+                found = _results(node, operands) if called is None else (called,)
+                values.update(zip(node.outputs, found, strict=False))
         return tuple(as_tensor(values[output]) for output in self._model.graph.outputs)
+
+
+    def _called(self, node: ir.Node, operands: Sequence[Any]) -> Tensor | None:
+        """The result of the node's kernel; None when it has none."""
+        key = str(node.outputs[0].name)
+        call = self._calls.get(key)
+        if call is None:
+            return None
+        by_name = {str(value.name): operand for value, operand in zip(node.inputs, operands, strict=True) if value}
+        activations = [by_name[name] for name in call.activations]
+        packed = [getattr(self, name) for name in self._packed[key]]
+        return torch.ops.regraft_kernels.run(activations, packed, call.kernel.key)
 
 
 def _is_constant(node: ir.Node) -> bool:

@@ -15,7 +15,7 @@ from regraft.errors import BackendError, InputError, OptionError
 from regraft.ops import AttributeValue
 
 Tiles = Mapping[str, int]
-_WITHOUT: Final = ("s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim")
+WITHOUT: Final = ("s_tir.CompactBufferAllocation", "tirx.CommonSubexprElim")
 """Passes that take most of the time and change nothing: buffers are as small as they can be, and LLVM does the rest."""
 ALIGNMENT: Final = 64
 """Bytes; vectors of activations are read as if they began at a multiple."""
@@ -55,6 +55,7 @@ class Plan:
         arguments: activations -> what the code takes before the weights, dense.
         shape: activations -> shape of the result.
         seen: (activations, result) -> the result in the shape that the code knows.
+        in_rows: whether activations and result are seen as [rows, width].
     """
 
     problem: Mapping[str, Any]
@@ -63,6 +64,7 @@ class Plan:
     arguments: Callable[[Sequence[Tensor]], list[Any]]
     shape: Callable[[Sequence[Tensor]], Sequence[Any]]
     seen: Callable[[Sequence[Tensor], Tensor], Tensor]
+    in_rows: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def compile_kernel(
 def _build(op: str, plan: Plan, host: Host) -> Any:
     tvm = module("tvm")
     try:
-        with module("tvm").transform.PassContext(disabled_pass=list(_WITHOUT)):
+        with module("tvm").transform.PassContext(disabled_pass=list(WITHOUT)):
             return tvm.compile(tvm.IRModule({NAME: plan.program()}), target=host.target)[NAME]
     except (RuntimeError, ValueError, TypeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
@@ -178,6 +180,11 @@ def run(key: str, activations: Sequence[Tensor], packed: Sequence[Tensor]) -> Te
 def result_like(key: str, activations: Sequence[Tensor]) -> Tensor:
     """Return an empty tensor of the type of the result, whose extents may be symbols."""
     return activations[0].new_empty(tuple(_CODE[key].plan.shape(activations)))
+
+
+def program_of_key(key: str) -> Plan:
+    """Return the plan of compiled code; its weights are not those of the caller."""
+    return _CODE[key].plan
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         return result.view(*activations[0].shape[:-1], heads * value if split else value)
 
     problem = {**counts, "head": head, "value": value, "scale": scale, "offsets": present, "rows": rows}
-    return Plan(problem, (), lambda: function(write), arguments, _result(heads * value, split, value, rows), seen)
+    return Plan(
+        problem, (), lambda: function(write), arguments, _result(heads * value, split, value, rows), seen, in_rows=False
+    )
 
 
 def _of(width: int | None, count: int) -> int:
