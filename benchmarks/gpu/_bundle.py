@@ -7,6 +7,7 @@ import ctypes
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Argument:
 
 
 class Library:
-    """One compiled kernel, loaded.
+    """One compiled kernel, loaded when it is first called.
 
     Attributes:
         op: what it computes.
@@ -59,12 +60,17 @@ class Library:
             for item in entry["arguments"]
         )
         self._extents: list[str] = entry["extents"]
-        library = ctypes.CDLL(str(folder / entry["library"]))
-        self._launch = getattr(library, entry["c_entry"])
+        self._path, self._names = folder / entry["library"], (entry["c_entry"], entry["c_error"])
+
+    @cached_property
+    def _functions(self) -> tuple[Any, Any]:
+        """What launches, and what says the last error."""
+        library = ctypes.CDLL(str(self._path))
+        launch, error = (getattr(library, name) for name in self._names)
         pointers, numbers = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int64)
-        self._launch.argtypes = [pointers, ctypes.c_int, numbers, ctypes.c_int, ctypes.c_void_p]
-        self._error = getattr(library, entry["c_error"])
-        self._error.restype = ctypes.c_char_p
+        launch.argtypes = [pointers, ctypes.c_int, numbers, ctypes.c_int, ctypes.c_void_p]
+        error.restype = ctypes.c_char_p
+        return launch, error
 
     @property
     def title(self) -> str:
@@ -91,8 +97,9 @@ class Library:
         given = (ctypes.c_void_p * len(addresses))(*addresses)
         numbers = (ctypes.c_int64 * max(1, len(self._extents)))(*(extents[name] for name in self._extents))
         stream = torch.cuda.current_stream().cuda_stream
-        if self._launch(given, len(addresses), numbers, len(self._extents), stream):
-            raise KernelError(f"{self.title}: {self._error().decode()}")
+        launch, error = self._functions
+        if launch(given, len(addresses), numbers, len(self._extents), stream):
+            raise KernelError(f"{self.title}: {error().decode()}")
 
 
 def poisoned(argument: Argument, extents: Mapping[str, int], device: torch.device) -> Tensor:
