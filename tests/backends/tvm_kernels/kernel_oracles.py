@@ -29,6 +29,8 @@ def operands(kernel: Kernel, problem: Problem, tiling: Tiling, extents: Mapping[
     for argument in kernel.arguments(problem, tiling):
         if argument.role == "in" and argument.present:
             shape = [extents[dim] if isinstance(dim, str) else dim for dim in argument.dims]
+            if argument.dtype not in ("float16", "bfloat16", "float32"):
+                continue  # integers are drawn by the test
             drawn = torch.randn(shape, generator=generator, dtype=torch.float64) / max(1, shape[-1]) ** 0.5
             found[argument.name] = drawn.to(getattr(torch, argument.dtype))
     return found

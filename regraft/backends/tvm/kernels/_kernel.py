@@ -15,6 +15,7 @@ BYTES: Final[Mapping[str, int]] = {
     "bfloat16": 2,
     "float32": 4,
     "tf32": 4,
+    "int64": 8,
     "int32": 4,
     "int8": 1,
     "uint8": 1,

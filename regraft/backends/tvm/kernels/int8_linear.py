@@ -56,6 +56,11 @@ def refusal(problem: Problem, tiling: Tiling) -> str | None:
 
 def default(problem: Problem, arch: str) -> Tiling:
     """Return tiles: for few rows the memory-bound variant."""
+    return default_of(kernel, problem, arch)
+
+
+def default_of(kernel: Kernel, problem: Problem, arch: str) -> Tiling:
+    """Return the tiles of a kernel that multiplies codes."""
     if problem.rows <= FEW_ROWS:
         rows = min(8, 1 << (problem.rows - 1).bit_length())
         return Tiling(

@@ -2,9 +2,9 @@
 
     y = (Q(x) · valuesᵀ) · scale + bias          codes: uint8 [out, ceil(terms · in / 2)], scale: float32 [out]
 
-A code is a sign and an exponent: ±64 >> exponent, or zero. With `terms` 1 a byte has the codes of two inputs that are half
-a row apart, so a tile of bytes is multiplied by two tiles of x; with 2, both terms of one input. Values are integers
-up to 96, exact in every dtype, so the scale is taken behind the sum.
+A code is a sign and an exponent: ±64 >> exponent, or zero. With `terms` 1 a byte has the codes of two inputs that are
+half a row apart, so a tile of bytes is multiplied by two tiles of x; with 2, both terms of one input. Values are
+integers up to 96, exact in every dtype, so the scale is taken behind the sum.
 
 `activations` 0: x in floating point. 2: x is rounded to codes of its own, one step a row, as in `int8_linear`, and the
 product is one of integers. 1, one step for all of x, is refused.

@@ -28,7 +28,7 @@ def template(problem, tiling):
             rounded: T.Tensor((rows, inner), "int8"),
             step: T.Tensor((rows,), "float32"),
         ):
-            quantize_kernel(x, rounded, step, rows, inner)
+            quantize_kernel(x, None, rounded, step, rows, inner)
             if decode:
                 _few_rows_kernel(
                     rounded, codes, step, scale, bias if has_bias else None, y, sizes, terms, tiles, "int32"
@@ -126,6 +126,7 @@ def _input(x, row, column, sizes, end, sums):
 
 @T.macro
 def _store(total, result, step, scale, bias, y, row, column, rows, columns, sizes):
+    T.clear(result)
     if step is not None:
         store_scaled(total, result, step, scale, bias, y, row, column, rows, columns, sizes)
     else:
