@@ -9,7 +9,8 @@ from torch import Tensor
 
 from regraft.graph import AttentionBlock
 from regraft.graph.attention_block import Part
-from regraft.numerics.rank_space import Shared, joint_factors, joint_rank, most_rank
+from regraft.numerics.moments import Moments
+from regraft.numerics.rank_space import Shared, joint_factors, joint_rank, most_rank, root_of
 from regraft.ops.lowrank_attention import op as lowrank_attention
 from regraft.passes._flash_mlp import Ranks, cut
 from regraft.passes._flash_plan import FlashPlan, bytes_of
@@ -41,26 +42,28 @@ class _Form:
         return sum(tensor.numel() for tensor in self.tensors.values() if tensor.dim() == 2)
 
 
-def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, blocks: int) -> FlashPlan | Reject:
-    """Plan a block, or say why not."""
+def plan_attention(
+    block: AttentionBlock, ranks: Ranks, head_rank: int | None, blocks: int, moments: Mapping[str, Moments]
+) -> FlashPlan | Reject:
+    """Plan a block, or say why not; `moments` are of what its layers read, by key."""
     site = block.attention
     problem = _blocks_problem(block, blocks)
     if problem:
         return Reject(problem)
     if head_rank is not None and head_rank > site.head_size:
         return Reject(f"head_rank={head_rank} is above the size of its heads, {site.head_size}")
-    outer = cut(block.outer, ranks)
+    outer = cut(block.outer, ranks, moments)
     if isinstance(outer, Reject):
         return outer
     first, last = (outer.up, None) if outer.down is None else (outer.down, outer.up)
     behind = {"out": first} | ({} if last is None else {"out_up": last})
     rank = head_rank or _kept(block, ranks.keep)
-    forms = [_rank_space(block, rank, behind, outer.error, {})]
+    forms = [_rank_space(block, rank, behind, outer.error, {}, moments)]
     if rank is None:
         forms.append(_as_it_is(block, behind, outer.error))
     bases = _bases(block)
     if bases:
-        forms.append(_rank_space(block, rank, behind, outer.error, bases))
+        forms.append(_rank_space(block, rank, behind, outer.error, bases, moments))
     form = min(forms, key=lambda item: item.size)
     present = sum(_parameters(layer.down) + _parameters(layer.up) for layer in block.projections)
     factored = any(layer.is_factored for layer in block.projections)
@@ -69,13 +72,13 @@ def plan_attention(block: AttentionBlock, ranks: Ranks, head_rank: int | None, b
     if form.size > present:
         figures = " and ".join(f"{item.text} would take {item.size:,}" for item in forms)
         return Reject(f"{figures} multiply-adds a token, its projections take {present:,}")
-    tensors = form.tensors | _biases(block, behind)
+    tensors = form.tensors | _biases(block, behind, outer.bias)
     count = blocks or _groups(site.kv_heads, site.heads, form.head, one=_by_head(block))
     return FlashPlan(
         lowrank_attention.name,
         f"{form.text}, {count} group{'s' if count > 1 else ''}",
         form.error,
-        "isotropic",
+        "calibration" if moments else "isotropic",
         bytes_of(tensors),
         tensors=tensors,
         attributes={
@@ -147,7 +150,12 @@ def _downs(block: AttentionBlock, factors: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _rank_space(
-    block: AttentionBlock, rank: int | None, behind: dict[str, Tensor], error: float, bases: Mapping[str, _Base]
+    block: AttentionBlock,
+    rank: int | None,
+    behind: dict[str, Tensor],
+    error: float,
+    bases: Mapping[str, _Base],
+    moments: Mapping[str, Moments],
 ) -> _Form:
     """Heads as wide as the products of the projections need, or as `rank` leaves them.
 
@@ -166,7 +174,10 @@ def _rank_space(
     first = behind["out"]
     out = first.double().reshape(first.shape[0], heads, -1).permute(1, 2, 0)  # [heads, value, r]
     tolerance = FLOOR if first.dtype == torch.float64 else torch.finfo(torch.float32).eps
-    scores, values = (_joint(left, right, rank, tolerance) for left, right in ((query, key), (out, value)))
+    widths = {"query": query.shape[2], "key": key.shape[2], "value": value.shape[2]}
+    roots = {name: _root(part, widths[name], bases.get(name), moments) for name, part in _parts(block).items()}
+    scores = _joint(query, key, rank, tolerance, roots["query"], roots["key"])
+    values = _joint(out, value, rank, tolerance, None, roots["value"])
     left = scores.left if bias is None else scores.left[:, :, :-1]
     tensors = {
         "query": left.flatten(0, 1),
@@ -181,11 +192,11 @@ def _rank_space(
     tensors |= _downs(block, {name: base.rows for name, base in bases.items()})
     tensors = {name: tensor.to(first.dtype).contiguous() for name, tensor in tensors.items()}
     tensors |= {name: tensor for name, tensor in behind.items() if name != "out"}
-    widths = (scores.left.shape[1], values.left.shape[1])
-    text = f"rank space{' of the factors' if bases else ''}, heads of {widths[0]}"
-    text += "" if widths[0] == widths[1] else f" and {widths[1]}"
+    heads_of = (scores.left.shape[1], values.left.shape[1])
+    text = f"rank space{' of the factors' if bases else ''}, heads of {heads_of[0]}"
+    text += "" if heads_of[0] == heads_of[1] else f" and {heads_of[1]}"
     shared = _sharing(block) if bases else "none"
-    return _Form(tensors, text, max(widths), max(scores.error, values.error, error), shared)
+    return _Form(tensors, text, max(heads_of), max(scores.error, values.error, error), shared)
 
 
 def _heads(part: Part, count: int, base: _Base | None) -> Tensor:
@@ -198,9 +209,25 @@ def _heads(part: Part, count: int, base: _Base | None) -> Tensor:
     return weight.reshape(count, -1, weight.shape[1])
 
 
-def _joint(left: Tensor, right: Tensor, rank: int | None, tolerance: float) -> Shared:
+def _root(part: Part, width: int, base: _Base | None, moments: Mapping[str, Moments]) -> Tensor | None:
+    """The root of the second moment of what a weight is applied to; of one more input that is 1 where it is wider."""
+    found = moments.get(part.projection.x.key)
+    if found is None:
+        return None
+    moment, mean = found.gram, found.mean
+    if base is not None:
+        moment, mean = base.rows @ moment.to(base.rows) @ base.rows.t(), base.rows @ mean.to(base.rows)
+    if width > len(moment):
+        ones = torch.ones(1, 1, dtype=moment.dtype, device=moment.device)
+        moment = torch.cat([torch.cat([moment, mean[:, None]], 1), torch.cat([mean[None], ones], 1)])
+    return root_of(moment)
+
+
+def _joint(
+    left: Tensor, right: Tensor, rank: int | None, tolerance: float, left_root: Tensor | None, right_root: Tensor | None
+) -> Shared:
     wanted = joint_rank(left, right, tolerance) if rank is None else rank
-    return joint_factors(left, right, min(wanted, most_rank(left, right)))
+    return joint_factors(left, right, min(wanted, most_rank(left, right)), left_root, right_root)
 
 
 def _as_it_is(block: AttentionBlock, behind: dict[str, Tensor], error: float) -> _Form:
@@ -217,9 +244,9 @@ def _as_it_is(block: AttentionBlock, behind: dict[str, Tensor], error: float) ->
     return _Form(tensors | behind, f"factors kept, heads of {head}", head, error, _sharing(block))
 
 
-def _biases(block: AttentionBlock, behind: dict[str, Tensor]) -> dict[str, Tensor]:
+def _biases(block: AttentionBlock, behind: dict[str, Tensor], last: Tensor | None) -> dict[str, Tensor]:
     """The bias behind the last product, and what the bias of the values gives there when it does not stay inside."""
-    found = {} if block.outer.bias is None else {"out_bias": block.outer.bias}
+    found = {} if last is None else {"out_bias": last}
     bias = block.value.bias
     if bias is None or _bias_inside(block):
         return found

@@ -1,5 +1,6 @@
 """How the pass flash-svd makes a feed-forward layer walk its hidden width."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from regraft.graph import MlpSite, Projection
 from regraft.numerics import lowrank
 from regraft.numerics.blocks import mlp_blocks
+from regraft.numerics.moments import Moments
 from regraft.ops.lowrank_mlp import op as lowrank_mlp
 from regraft.passes._flash_plan import FlashPlan, bytes_of
 from regraft.passes._pass import Reject
@@ -47,8 +49,11 @@ class Cut:
         return int(self.up.shape[1])
 
 
-def cut(layer: Projection, ranks: Ranks) -> Cut | Reject:
-    """Return a layer's factors: those that it has, or new ones where dense layers are cut."""
+def cut(layer: Projection, ranks: Ranks, moments: Mapping[str, Moments]) -> Cut | Reject:
+    """Return a layer's factors: those that it has, or new ones where dense layers are cut.
+
+    With moments of what it reads, its output on such inputs is met best, else its weight.
+    """
     if layer.is_factored or not ranks.cuts:
         return Cut(layer.down, layer.up, layer.bias)
     rank = ranks.of(layer)
@@ -57,17 +62,21 @@ def cut(layer: Projection, ranks: Ranks) -> Cut | Reject:
         return Reject(f"keep={ranks.keep} leaves rank 0 for {layer.name} ({shape})")
     if rank * (layer.out_features + layer.in_features) >= layer.out_features * layer.in_features:
         return Reject(f"rank {rank} would not be smaller than {layer.name} ({shape})")
-    factors = lowrank.truncated_svd(layer.weight, rank, layer.bias)
+    known = moments.get(layer.x.key)
+    if known is None:
+        factors = lowrank.truncated_svd(layer.weight, rank, layer.bias)
+    else:
+        factors = lowrank.output_projection(layer.weight, rank, known, layer.bias)
     return Cut(factors.down, factors.up, factors.bias, factors.error)
 
 
-def plan_mlp(site: MlpSite, ranks: Ranks, blocks: int) -> FlashPlan | Reject:
-    """Plan a feed-forward layer in factors, or say why not."""
+def plan_mlp(site: MlpSite, ranks: Ranks, blocks: int, moments: Mapping[str, Moments]) -> FlashPlan | Reject:
+    """Plan a feed-forward layer in factors, or say why not; `moments` are of what its layers read, by key."""
     if not ranks.cuts and not any(layer.is_factored for layer in site.layers):
         return Reject("its layers are dense; run low-rank before, or give keep= or rank=")
     if blocks and (blocks - 1) * -(-site.hidden // blocks) >= site.hidden:
         return Reject(f"its hidden width of {site.hidden} has no {blocks} blocks of {-(-site.hidden // blocks)}")
-    cuts = [cut(layer, ranks) for layer in site.layers]
+    cuts = [cut(layer, ranks, moments) for layer in site.layers]
     refused = next((item for item in cuts if isinstance(item, Reject)), None)
     if refused is not None:
         return refused
@@ -85,7 +94,7 @@ def plan_mlp(site: MlpSite, ranks: Ranks, blocks: int) -> FlashPlan | Reject:
         lowrank_mlp.name,
         f"ranks {ranks_text}, {count} block{'s' if count > 1 else ''}",
         max(item.error for item in (*inward, outer)),
-        "isotropic",
+        "calibration" if moments else "isotropic",
         bytes_of(tensors),
         tensors=tensors,
         attributes={"activation": site.activation, "blocks": count},

@@ -167,14 +167,19 @@ class _Manager:
             raise InputError(f"{run.item.name} needs calibration inputs; pass calibration=batches")
         if batches is None or not wanted or not (run.item.uses_calibration or run.item.needs == "calibration"):
             return {}
+        layers = [site for site in wanted if isinstance(site, LinearSite)]
+        others = {key: width for site in wanted for key, width in run.item.taps(site).items()}
+        if not layers and not others:
+            return {}
         total = len(batches) if isinstance(batches, Sequence) else 0
         stage = f"{run.item.name}: calibrate"
         self.settings.report(stage, 0, total)
         return collect(
             run.before,
-            [site for site in wanted if isinstance(site, LinearSite)],
+            layers,
             batches,
             seed=self.settings.seed,
+            others=others,
             advance=lambda done: self.settings.report(stage, done, total),
         )
 

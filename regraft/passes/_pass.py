@@ -88,6 +88,13 @@ class SitePass(ABC, Generic[SiteT, PlanT]):
         """Return why a site is not even looked at (not a target, a head), before any calibration is run for it."""
         return None
 
+    def taps(self, site: SiteT) -> Mapping[str, int]:
+        """Return what a site that is no single layer wants calibration statistics of: keys, and extents of rows.
+
+        They are in `SiteStatistics.layers`.
+        """
+        return {}
+
     @abstractmethod
     def plan(self, site: SiteT, statistics: SiteStatistics | None) -> PlanT | Reject:
         """Decide what to do with a site; changes nothing. `statistics` is None when there is no calibration."""

@@ -1,7 +1,7 @@
 """What is known of one pass while the manager runs it, and what the ledger says of it afterwards."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from torch import Tensor
@@ -65,8 +65,12 @@ class PassRun:
         return [candidate for candidate in self.candidates if not candidate.lost]
 
     def of(self, site: Site) -> SiteStatistics | None:
-        """Return the statistics of a site's input, if there are any."""
-        return self.statistics.get(site.inputs) if isinstance(site, LinearSite) else None
+        """Return the statistics of a site's input, if there are any; of all inputs where it has several layers."""
+        if isinstance(site, LinearSite):
+            return self.statistics.get(site.inputs)
+        found = {key: self.statistics[(key,)] for key in self.item.taps(site) if (key,) in self.statistics}
+        first = next(iter(found.values()), None)
+        return None if first is None else replace(first, layers=found)
 
     def sample(self, site: Site) -> Tensor | None:
         """Return calibration rows of a site's input, if there are any."""

@@ -1,6 +1,6 @@
 """What calibration inputs tell of each site: moments of its input and a sample of rows to check rewrites on."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,13 @@ class SiteStatistics:
     Attributes:
         moments: of all calibration rows.
         sample: up to SAMPLE_ROWS of these rows, drawn uniformly, [rows, features] in the activation's dtype.
+        layers: for a site of several layers, those of every activation that they read, by key (`SitePass.taps`).
     """
 
     moments: Moments
     generator: torch.Generator = field(repr=False)
     sample: Tensor = field(default_factory=lambda: torch.zeros(0))
+    layers: Mapping[str, "SiteStatistics"] = field(default_factory=dict[str, "SiteStatistics"])
 
     def update(self, x: Tensor) -> None:
         """Add the rows of an activation [..., features]."""
@@ -59,17 +61,20 @@ def collect(
     batches: Iterable[Any],
     *,
     seed: int,
+    others: Mapping[str, int] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[tuple[str, ...], SiteStatistics]:
     """Run the graph on calibration batches and return statistics by the keys of the activations (`LinearSite.inputs`).
 
     Layers that read the same activation (query, key and value) share an entry. A layer that is called several times
-    has one of the rows of all calls. Sites with a call in a nested body have none.
+    has one of the rows of all calls. Sites with a call in a nested body have none. `others` are keys of more
+    activations, with their widths.
 
     Raises:
         InputError: when there is no batch, or a batch does not fit the model.
     """
     widths = {site.inputs: site.in_features for site in sites if not any(call.nested for call in site.calls)}
+    widths |= {(key,): width for key, width in (others or {}).items()}
     taps = list(dict.fromkeys(key for keys in widths for key in keys))
     found = {
         keys: SiteStatistics(Moments(width), torch.Generator().manual_seed(seed + place))

@@ -1,5 +1,6 @@
 """The pass `flash-svd`: attention and feed-forward layers in factors never hold a full-size activation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from regraft.graph import (
     MlpSite,
     NearMiss,
     Numbering,
+    Projection,
     attention_with_residual,
     find_attention_blocks,
     find_mlp_sites,
@@ -32,7 +34,8 @@ class FlashSVD(SitePass[FlashSite, FlashPlan]):
     """Replace attention with its projections by `lowrank_attention`, feed-forward layers by `lowrank_mlp`.
 
     Layers that are factors already (after low-rank) keep the same function; dense ones are cut when keep, rank or
-    head_rank is given. Attention goes to rank space where that takes fewer multiply-adds.
+    head_rank is given, with calibration inputs so that scores, values and outputs on them are met best. Attention goes
+    to rank space where that takes fewer multiply-adds.
 
     Attributes:
         keep: share of the parameters of dense layers to keep, in (0, 1); nothing dense is cut without keep or ranks.
@@ -47,6 +50,7 @@ class FlashSVD(SitePass[FlashSite, FlashPlan]):
 
     tells_misses: ClassVar[bool] = True
     name: ClassVar[str] = "flash-svd"
+    uses_calibration: ClassVar[bool] = True
     after: ClassVar[tuple[str, ...]] = ("low-rank",)
 
     keep: float | None = None
@@ -91,17 +95,34 @@ class FlashSVD(SitePass[FlashSite, FlashPlan]):
             return Reject(refused)
         return Reject("one of its weights is read elsewhere, too") if site.shared else None
 
+    def taps(self, site: FlashSite) -> Mapping[str, int]:
+        """Return what the layers read, where something of them is to be cut."""
+        if site.nested or not self._cuts(site):
+            return {}
+        return {layer.x.key: layer.in_features for layer in _layers(site)}
+
+    def _cuts(self, site: FlashSite) -> bool:
+        ranks = Ranks(self.keep, self.rank)
+        dense = any(not layer.is_factored for layer in _layers(site))
+        return (ranks.cuts and dense) or (self.head_rank is not None and isinstance(site, AttentionBlock))
+
     def plan(self, site: FlashSite, statistics: SiteStatistics | None) -> FlashPlan | Reject:
         """Choose the form with the fewest multiply-adds; refuse where that is no gain, with its numbers."""
-        del statistics
-        layers = site.projections if isinstance(site, AttentionBlock) else site.layers
+        layers = _layers(site)
+        moments = {} if statistics is None else {key: item.moments for key, item in statistics.layers.items()}
+        if any(found.rows == 0 or not bool(torch.isfinite(found.second).all()) for found in moments.values()):
+            return Reject("calibration gave no rows for it, or numbers that are not finite")
         if not all(bool(torch.isfinite(layer.weight).all()) for layer in layers):
             return Reject("a weight holds numbers that are not finite")
         ranks = Ranks(self.keep, self.rank)
         if isinstance(site, MlpSite):
-            return plan_mlp(site, ranks, self.blocks)
-        return plan_attention(site, ranks, self.head_rank, self.blocks)
+            return plan_mlp(site, ranks, self.blocks, moments)
+        return plan_attention(site, ranks, self.head_rank, self.blocks, moments)
 
     def build(self, graph: Graph, site: FlashSite, plan: FlashPlan) -> None:
         """Write the op."""
         graph.replace(with_one_mask(graph, site, self.name), plan.insert, plan.tensors, plan.attributes)
+
+
+def _layers(site: FlashSite) -> tuple[Projection, ...]:
+    return site.projections if isinstance(site, AttentionBlock) else site.layers

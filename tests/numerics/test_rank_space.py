@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regraft.errors import ShapeError
-from regraft.numerics.rank_space import Shared, joint_factors, joint_rank, most_rank
+from regraft.numerics.rank_space import Shared, joint_factors, joint_rank, most_rank, root_of
 
 LAWS = settings(deadline=None, max_examples=60)
 
@@ -160,3 +160,72 @@ def test_heads_that_do_not_fit_are_refused(left: tuple[int, ...], right: tuple[i
     assert str(refused.value) == expected
     with pytest.raises(ShapeError):
         joint_rank(torch.ones(left), torch.ones(right), 1e-12)
+
+
+# Weighted by second moments
+
+
+def _moment(extent: int, rows: int, seed: int) -> Tensor:
+    """E[x xᵀ] of rows of very different scales; singular with fewer rows than extents."""
+    x = _randn(rows, extent, seed=seed) * torch.logspace(0, -3, extent, dtype=torch.float64)
+    return x.t() @ x / rows
+
+
+def _on_data(shared: Shared, left: Tensor, right: Tensor, roots: tuple[Tensor, Tensor]) -> float:
+    """The error of leftᵀ · right between the roots: of scores on pairs of such data."""
+    difference = _products(left, right) - _products(shared.left, shared.right)
+    return float((roots[0].t() @ difference @ roots[1]).norm())
+
+
+@LAWS
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 1000))
+def test_a_root_times_itself_is_the_moment(extent: int, rows: int, seed: int) -> None:
+    moment = _moment(extent, rows, seed)
+    root = root_of(moment)
+    torch.testing.assert_close(root @ root.t(), moment, rtol=1e-10, atol=1e-12)
+
+
+@LAWS
+@given(pairs(), st.integers(1, 6))
+def test_with_identities_for_moments_the_cut_is_the_plain_one(pair: tuple[Tensor, Tensor], rank: int) -> None:
+    left, right = pair
+    rank = min(rank, most_rank(left, right))
+    plain = joint_factors(left, right, rank)
+    roots = [root_of(torch.eye(factor.shape[2], dtype=torch.float64)) for factor in pair]
+    weighted = joint_factors(left, right, rank, *roots)
+    torch.testing.assert_close(_products(weighted.left, weighted.right), _products(plain.left, plain.right))
+    assert weighted.error == pytest.approx(plain.error, abs=1e-9)
+
+
+@LAWS
+@given(pairs(), st.integers(1, 6), st.integers(1, 12), st.integers(0, 1000))
+def test_on_the_data_the_weighted_cut_is_the_best_and_what_it_says(
+    pair: tuple[Tensor, Tensor], rank: int, rows: int, seed: int
+) -> None:
+    left, right = pair
+    rank = min(rank, most_rank(left, right))
+    roots = (root_of(_moment(left.shape[2], rows, seed)), root_of(_moment(right.shape[2], rows, seed + 1)))
+    plain, weighted = joint_factors(left, right, rank), joint_factors(left, right, rank, *roots)
+    lost = _on_data(weighted, left, right, roots)
+    total = float((roots[0].t() @ _products(left, right) @ roots[1]).norm())
+    assert lost <= _on_data(plain, left, right, roots) + 1e-7 * total
+    assert weighted.error == pytest.approx(lost / total if total else 0.0, abs=1e-6)
+
+
+@LAWS
+@given(pairs(), st.integers(1, 3), st.integers(0, 1000))
+def test_at_full_rank_a_moment_changes_nothing_even_one_that_is_singular(
+    pair: tuple[Tensor, Tensor], rows: int, seed: int
+) -> None:
+    left, right = pair
+    roots = [root_of(_moment(factor.shape[2], rows, seed)) for factor in pair]
+    shared = joint_factors(left, right, most_rank(left, right), *roots)
+    torch.testing.assert_close(_products(shared.left, shared.right), _products(left, right), rtol=1e-11, atol=1e-11)
+    assert shared.error == 0.0
+
+
+def test_one_side_alone_can_be_weighted() -> None:
+    left, right, root = _randn(2, 5, 7, seed=0), _randn(2, 5, 6, seed=1), root_of(_moment(6, 40, 2))
+    identity = torch.eye(7, dtype=torch.float64)
+    one, both = joint_factors(left, right, 2, None, root), joint_factors(left, right, 2, identity, root)
+    torch.testing.assert_close(_products(one.left, one.right), _products(both.left, both.right))
