@@ -145,6 +145,13 @@ def _quantized(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(x * 127 / size).clamp(-128, 127), size / 127
 
 
+def _int8_outlier(library: Library, t: Tensors) -> Tensor:
+    """Columns that stay in floating point are zero for the codes, and multiplied beside them."""
+    few = functional.linear(t["x"][:, t["outliers"]], t["outlier_weight"])
+    inner = {name: t[name] for name in ("weight", "scale")} | {"x": t["x"] * t["inliers"]}
+    return _with_bias(_int8(library, inner) + few, t).to(t["x"].dtype)
+
+
 def _int8(library: Library, t: Tensors) -> Tensor:
     """Codes are rounded in single precision, as the kernel does it, so that the reference has the same ones."""
     del library
@@ -175,13 +182,18 @@ def draw_codes(library: Library, extents: Extents, generator: torch.Generator) -
             low, high = (-127, 128) if item.dtype == torch.int8 else (1, 256)
             shape, device = item.shape(extents), generator.device
             found[item.name] = torch.randint(low, high, shape, generator=generator, device=device).to(item.dtype)
+    if "outliers" in found:  # a few columns, spread over x
+        inputs, few = library.sizes["in_features"], found["outliers"].numel()
+        found["outliers"] = torch.arange(few, device=generator.device) * inputs // few
+        found["inliers"] = torch.ones(inputs, dtype=torch.bool, device=generator.device)
+        found["inliers"][found["outliers"]] = False
     inputs = library.sizes["in_features"]
     found["scale"] = found["scale"].abs() * (found["scale"].numel() ** 0.5) / (64 * inputs**0.5)
     return found
 
 
 def _layer_work(library: Library, extents: Extents) -> Work:
-    sizes, integer = library.sizes, library.op == "int8_linear" or library.options.get("activations", 0) == 2
+    sizes, integer = library.sizes, library.op.startswith("int8") or library.options.get("activations", 0) == 2
     rate = "int8" if integer else library.dtype
     return Work(2.0 * extents["rows"] * sizes["in_features"] * sizes["out_features"], rate, moved(library, extents))
 
@@ -293,6 +305,7 @@ CASES: Mapping[str, Case] = {
     "lowrank_linear": Case(**_by_tensors(_lowrank), dense=_LAYER, work=_lowrank_work),
     "lowrank_mlp": Case(**_by_library(_mlp), work=_mlp_work),
     "int8_linear": Case(**_by_library(_int8), dense=_LAYER, work=_layer_work, draw=draw_codes),
+    "int8_outlier_linear": Case(**_by_library(_int8_outlier), dense=_LAYER, work=_layer_work, draw=draw_codes),
     "shift_linear": Case(**_by_library(_shift), dense=_LAYER, work=_layer_work, draw=draw_codes),
     "monarch_linear": Case(**_by_library(_monarch), dense=_LAYER, work=_monarch_work),
     "multi_head_attention": Case(

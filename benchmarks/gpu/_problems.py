@@ -46,6 +46,11 @@ def _int8() -> Iterator[Problem]:
     yield from _of(_whole(1023, 515), options, ("float16",), ROWS[:2])
 
 
+def _outlier() -> Iterator[Problem]:
+    yield from _of({**_whole(4096, 4096), "outliers": 24}, {"bias": 1, "per_row": 1}, ("float16",))
+    yield from _of({**_whole(515, 1023), "outliers": 5}, {"per_row": 1}, ("bfloat16",), ROWS[:2])
+
+
 def _shift() -> Iterator[Problem]:
     for chosen in ({"terms": 1, "activations": 0}, {"terms": 2, "activations": 0}, {"terms": 1, "activations": 2}):
         yield from _of(_whole(4096, 4096), {"bias": 1, **chosen}, ("float16",))
@@ -83,6 +88,7 @@ PROBLEMS: Final[Mapping[str, tuple[Problem, ...]]] = {
     "lowrank_linear": tuple(_lowrank()),
     "lowrank_mlp": tuple(_mlp()),
     "int8_linear": tuple(_int8()),
+    "int8_outlier_linear": tuple(_outlier()),
     "shift_linear": tuple(_shift()),
     "monarch_linear": tuple(_monarch()),
     "multi_head_attention": tuple(_attention()),
