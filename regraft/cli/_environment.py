@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from regraft.backends.tvm import describe
+from regraft.backends.tvm._toolchain import describe_cuda
 
 _CPU_FEATURES = frozenset(["avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"])
 _ARM_FEATURES = {"asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2"}
@@ -169,6 +170,7 @@ def _machine(torch: ModuleType | None) -> dict[str, str]:
         "processor": _processor(torch),
         "accelerator": _accelerator(torch),
         "tvm": describe(),
+        "cuda kernels": describe_cuda(),
     }
 
 

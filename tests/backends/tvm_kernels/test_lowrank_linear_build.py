@@ -31,6 +31,11 @@ def test_it_is_one_kernel_on_tensor_cores_with_asynchronous_copies(half):
     assert on_tensor_cores(half)
 
 
+def test_on_hopper_it_has_warpgroup_products_and_tensor_copies():
+    artefact = built("lowrank_linear", Problem("bfloat16", SIZES), "sm_90a")
+    assert {"wgmma", "tma"} <= set(artefact.resources.instructions)
+
+
 def test_a_second_build_is_the_first_one(half, monkeypatch):
     monkeypatch.setattr("regraft.backends.tvm._build.compile_library", None)
     assert build("lowrank_linear", half.problem, arch="sm_80") == half
