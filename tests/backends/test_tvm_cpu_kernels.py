@@ -7,10 +7,16 @@ import torch
 from torch import Tensor
 
 from regraft.backends.tvm.kernels.cpu import Compiled, Operands, compile_kernel, cpu_kernels
+from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.errors import InputError, OptionError
 from regraft.ops import Example, Op, evaluate, get_op
 
-EXAMPLES = [(get_op(name), example) for name in cpu_kernels() for example in get_op(name).examples]
+EXAMPLES = [
+    pytest.param(get_op(name), example, marks=[pytest.mark.slow] if place > 1 else [])
+    for name in cpu_kernels()
+    for place, example in enumerate(get_op(name).examples)
+]
+"""Compiling takes up to a second; the third example and later ones are run by the slow tests."""
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Largest ‖y - ŷ‖ / ‖y‖: a few hundred roundings."""
 
@@ -128,3 +134,89 @@ def test_an_input_of_another_type_than_announced_is_refused() -> None:
         InputError, match=r"tvm kernel lowrank_linear: needs torch.float64 on cpu; got torch.float32 on cpu"
     ):
         kernel(torch.ones(2, 33))
+
+
+def attended(queries: int, keys: int, heads: int = 4, kv_heads: int = 2, head: int = 20, value: int = 12) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q": (2, queries, heads * head), "k": (2, keys, kv_heads * head), "v": (2, keys, kv_heads * value)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    attributes = {"heads": heads, "kv_heads": kv_heads, "split": 1, "scale": 0.3, "causal": 0, "rows": 0}
+    return tensors, attributes
+
+
+ATTENTION = get_op("multi_head_attention")
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+def test_attention_over_several_blocks_of_keys_is_that_over_all_at_once(causal: int) -> None:
+    tensors, attributes = attended(37, 301)
+    check(ATTENTION, tensors, {**attributes, "causal": causal}, key_block=64)
+
+
+def test_a_query_that_sees_nothing_gives_zero_in_every_block() -> None:
+    tensors, attributes = attended(35, 150)
+    tensors["mask"] = torch.rand(2, 1, 35, 150, generator=torch.Generator().manual_seed(1)) < 0.3
+    tensors["mask"][0, 0, 3] = False
+    tensors["mask"][1, 0, 5, :140] = False
+    tensors["bias"] = torch.randn(1, 4, 1, 150, generator=torch.Generator().manual_seed(2))
+    tensors["bias"][..., 7] = float("-inf")
+    kernel = compiled(ATTENTION, tensors, attributes, key_block=64)
+    assert isinstance(kernel, Compiled)
+    got = kernel(*varying(ATTENTION, tensors))
+    torch.testing.assert_close(got.double(), oracle(ATTENTION, tensors, attributes), atol=1e-5, rtol=1e-5)
+    assert not got[0, 3].any()
+
+
+def test_large_scores_overflow_nowhere() -> None:
+    tensors, attributes = attended(5, 70)
+    tensors["q"] *= 200
+    check(ATTENTION, tensors, attributes)
+
+
+def test_attention_of_no_queries_and_of_half_precision() -> None:
+    tensors, attributes = attended(3, 4)
+    kernel = compiled(ATTENTION, tensors, attributes)
+    assert isinstance(kernel, Compiled)
+    assert kernel(tensors["q"][:, :0], tensors["k"], tensors["v"]).shape == (2, 0, 48)
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    assert compiled(ATTENTION, halves, attributes) == "activations must all be float32"
+
+
+PLAIN = Host("x86-64", frozenset({"sse2"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("int8_outlier_linear", 0), ("shift_linear", 0), ("shift_linear", 1), ("shift_linear", 3)]
+)
+def test_processors_without_vector_extensions_get_other_code_of_the_same_results(name: str, place: int) -> None:
+    op = get_op(name)
+    example = op.examples[place]
+    tensors = example.tensors(torch.float32)
+    kernel = cpu_kernels()[name]
+    constants = {key: tensor for key, tensor in tensors.items() if key != "x"}
+    operands = Operands(constants, {"x": torch.float32}, example.attributes or {}, {"x": tuple(tensors["x"].shape)})
+    found = compile_kernel(kernel, operands, host=PLAIN)
+    assert isinstance(found, Compiled)
+    wanted = oracle(op, tensors, example.attributes)
+    assert float((found(tensors["x"]).double() - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 3, 70])
+@pytest.mark.parametrize("name", ["lowrank_mlp", "int8_outlier_linear", "shift_linear", "monarch_linear"])
+def test_a_kernel_takes_any_number_of_rows(name: str, rows: int) -> None:
+    op = get_op(name)
+    example = op.examples[0]
+    kernel = compiled(op, example.tensors(torch.float32), example.attributes)
+    assert isinstance(kernel, Compiled)
+    shape = (rows, *example.shapes["x"][1:])
+    tensors = {**example.tensors(torch.float32), "x": torch.randn(shape, generator=torch.Generator().manual_seed(3))}
+    wanted = oracle(op, tensors, example.attributes)
+    assert float((kernel(tensors["x"]).double() - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+def test_no_number_of_columns_outside_of_the_input_is_read() -> None:
+    op = get_op("int8_outlier_linear")
+    tensors = op.examples[0].tensors(torch.float32)
+    tensors["outliers"][0] = tensors["x"].shape[-1]
+    assert compiled(op, tensors, op.examples[0].attributes) == "outliers must be places from 0 to 6"

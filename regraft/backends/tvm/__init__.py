@@ -26,17 +26,23 @@ TARGETS: Final = ("cpu", "llvm", "cuda")
 """What may be asked for; "cpu" is another word for "llvm"."""
 
 
-def compile(graph: "Graph", target: str) -> "TvmExecutable":
+def compile(graph: "Graph", target: str, *, mcpu: str | None = None) -> "TvmExecutable":
     """Return an executable of compiled code for a graph of either kind; batch and sequence stay dynamic.
+
+    Structured ops that have a kernel, linear layers of constant weights and attention run on kernels; the number of
+    threads is TVM_NUM_THREADS, else OMP_NUM_THREADS, else that of the processors.
 
     The compiled code is run once beside the original, on example inputs, before it is handed out.
 
     Args:
         graph: what to run.
         target: "llvm", or "cpu", which is the same.
+        mcpu: LLVM's name of the processor to compile for ("znver4"); this one by default. "generic" is any x86-64, for
+            libraries that are to run elsewhere.
 
     Raises:
         MissingExtraError: when TVM is not installed.
+        OptionError: when LLVM does not know the processor.
         BackendError: when the graph has operators that TVM cannot take, naming all of them; or for the target "cuda".
         VerificationError: when the compiled code does not compute what the graph does.
     """
@@ -46,7 +52,7 @@ def compile(graph: "Graph", target: str) -> "TvmExecutable":
             "tvm backend: target 'cuda' is not there yet; it needs kernels that are not written", hint=hint
         )
     check_pins()
-    executable: TvmExecutable = import_module(f"{__name__}._compile").compile_for_cpu(graph, target)
+    executable: TvmExecutable = import_module(f"{__name__}._compile").compile_for_cpu(graph, target, mcpu)
     return executable
 
 

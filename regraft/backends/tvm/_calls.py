@@ -57,13 +57,18 @@ def _planned(graph: Graph, node: Node, host: Host) -> Call | str:
     if node.op in all_ops():
         return call_of(graph, node, all_ops()[node.op], host)
     if node.native == "aten.linear.default":
-        return _call(graph, node, dense.kernel, dict(zip(("x", "weight", "bias"), node.inputs, strict=False)), {}, host)
+        return _call(graph, node, dense.kernel, _named(node), {}, host)
     plain = node.native == "Gemm" and (node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)) == (1, 1)
     if node.native == "MatMul" or (plain and not node.attributes.get("transA", 0)):
         turned = () if node.attributes.get("transB", 0) else ("weight",)
-        values = dict(zip(("x", "weight", "bias"), node.inputs, strict=False))
-        return _call(graph, node, dense.kernel, values, {}, host, turned)
+        return _call(graph, node, dense.kernel, _named(node), {}, host, turned)
     return "no kernel computes it"
+
+
+def _named(node: Node) -> dict[str, Value | None]:
+    """The operands of a dense linear layer."""
+    names: tuple[str, ...] = ("x", "weight", "bias")
+    return dict(zip(names, node.inputs, strict=False))
 
 
 def call_of(graph: Graph, node: Node, op: Op, host: Host | None = None) -> Call | str:

@@ -22,11 +22,11 @@ from regraft.backends.tvm._decompose import program_of
 from regraft.backends.tvm._extents import limits_of
 from regraft.backends.tvm._importer import Importer
 from regraft.backends.tvm._kernel_calls import library_of
-from regraft.backends.tvm._library import PORTS, Library, started
+from regraft.backends.tvm._library import CPU, PORTS, Library, started
 from regraft.backends.tvm._onnx import program_of_onnx
 from regraft.backends.tvm._ports import Port, Ports, PortType
 from regraft.backends.tvm._schedule import pipeline
-from regraft.backends.tvm.kernels.cpu._host import Host, this_host
+from regraft.backends.tvm.kernels.cpu._host import Host, host_of
 from regraft.errors import BackendError, VerificationError
 from regraft.frontends.onnx import OnnxGraph
 from regraft.frontends.torch import FxGraph
@@ -79,10 +79,10 @@ class TvmExecutable:
         return Path(path)
 
 
-def compile_for_cpu(graph: Graph, target: str) -> TvmExecutable:
+def compile_for_cpu(graph: Graph, target: str, mcpu: str | None = None) -> TvmExecutable:
     """Return an executable; see `regraft.backends.tvm.compile`."""
     inputs, outputs = _side(inputs_of(graph), "input"), _side(outputs_of(graph), "output")
-    host = this_host()
+    host = host_of(mcpu)
     program, example = _program(_fused(graph), host)
     ports = Ports(inputs, outputs, limits_of(program, inputs))
     importer = Importer()
@@ -126,7 +126,7 @@ def _built(name: str, importer: Any, program: ExportedProgram, ports: Ports, hos
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TVM's own use of deprecated names
             imported = importer.from_exported_program(program, False, False, False, None)
-            imported[PORTS] = _says(ports.to_text())
+            imported[PORTS], imported[CPU] = _says(PORTS, ports.to_text()), _says(CPU, host.needs)
             if importer.kernels:
                 imported = imported.with_attr("external_mods", [library_of(importer.kernels, host)])
             return relax.build(imported, host.target, relax_pipeline=pipeline(host))
@@ -136,13 +136,13 @@ def _built(name: str, importer: Any, program: ExportedProgram, ports: Ports, hos
         raise BackendError(f"tvm backend: {name} cannot be compiled: {first_line(error)}") from error
 
 
-def _says(text: str) -> Any:
+def _says(name: str, text: str) -> Any:
     """A function without parameters that returns a text."""
     relax = module("tvm.relax")
     builder = relax.BlockBuilder()
-    with builder.function(PORTS, []):
+    with builder.function(name, []):
         builder.emit_func_output(builder.emit(relax.StringImm(text)))
-    return builder.get()[PORTS]
+    return builder.get()[name]
 
 
 def _verify(graph: Graph, executable: TvmExecutable, example: Sequence[Tensor]) -> None:

@@ -11,11 +11,14 @@ import numpy as np
 
 from regraft.backends.tvm._compat import load_extras, module
 from regraft.backends.tvm._ports import Port, Ports, bind
+from regraft.backends.tvm._processor import check_processor
 from regraft.errors import BackendError, ModelFileError, ModelNotFoundError
 
 MAIN: Final = "main"
 PORTS: Final = "regraft_ports"
 """Function of a library that returns its ports as text."""
+CPU: Final = "regraft_cpu"
+"""Function of a library that returns what processor it needs, as text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +78,17 @@ def load_library(path: str | os.PathLike[str]) -> Library:
 
 
 def started(loaded: Any, name: str) -> Library:
-    """Return a module of TVM, its virtual machine started on the CPU; raises ModelFileError for one of others."""
+    """Return a module of TVM, its virtual machine started on the CPU; raises ModelFileError for one of others.
+
+    BackendError when this processor cannot run it.
+    """
     vm = module("tvm.runtime.vm")
     try:
         machine = vm.VirtualMachine(loaded, module("tvm").cpu())
-        text = str(machine[PORTS]())
+        text, needed = str(machine[PORTS]()), str(machine[CPU]())
     except (AttributeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{name}: is no library that Regraft saved") from error
+    check_processor(name, needed)
     return Library(machine, Ports.from_text(text))
 
 

@@ -8,6 +8,9 @@ so that scores exist for one chunk of queries and one block of keys only. A quer
 Source: Milakov & Gimelshein 2018, arXiv:1805.02867; by blocks: Dao et al. 2022, arXiv:2205.14135.
 """
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final

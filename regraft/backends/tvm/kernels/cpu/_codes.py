@@ -3,6 +3,9 @@
 One term: a byte holds the codes of two neighbouring vectors. Two terms: both terms of one weight, which are added.
 """
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 

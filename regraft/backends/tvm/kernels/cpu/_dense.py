@@ -1,5 +1,8 @@
 """CPU kernel of a dense linear layer with constant weights, for whole graphs."""
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from typing import Final
 
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, padded_vector, plus

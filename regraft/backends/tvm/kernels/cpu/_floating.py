@@ -1,5 +1,8 @@
 """What products in floating point share: tile parameters, blocks that fit the registers, and packed weights."""
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from collections.abc import Mapping
 from typing import Any, Final
 

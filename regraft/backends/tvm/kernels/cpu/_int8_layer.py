@@ -1,5 +1,8 @@
 """The 8-bit linear layers as programs: weights of int8, or codes that are decoded; a few columns in floating point."""
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

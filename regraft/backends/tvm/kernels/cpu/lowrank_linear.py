@@ -5,6 +5,9 @@
 p, [rows, rank], is the one buffer between them.
 """
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from typing import Final
 
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, padded_vector, plus

@@ -6,6 +6,9 @@ h is [rows of a task, hidden_block], in the cache. For few rows several tasks sh
 its own.
 """
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final

@@ -7,6 +7,9 @@ Both products read single numbers of the operand that is permuted, from where it
 and the ρ numbers of each run that belong to a group. Strided results are written one by one.
 """
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from typing import Any, Final
 
 import torch

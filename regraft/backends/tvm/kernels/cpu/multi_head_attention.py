@@ -1,5 +1,8 @@
 """CPU kernel of `multi_head_attention`: heads are read where they lie, split off or not; see `_attention`."""
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 

@@ -4,6 +4,9 @@ With quantized activations the codes become int8 by one look-up in a register (A
 `int8_linear`. With activations in floating point they become float32 by shifts; the scale multiplies the sum.
 """
 
+# TVM has no types, so that those of expressions are unknown.
+# pyright: reportUnknownLambdaType=false
+
 from collections.abc import Mapping
 from typing import Any, Final
 
