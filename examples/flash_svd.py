@@ -23,7 +23,7 @@ DIMS = {"batch": 8, "sequence": 128}
 
 
 def main() -> None:
-    """Optimize MiniLM with low-rank, with flash-svd behind it and with flash-svd alone; print quality, size, speed and peaks."""
+    """Optimize MiniLM with low-rank, with flash-svd behind it and alone; print quality, size, speed and peaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the files (demo-output)")
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds (15)")
