@@ -6,11 +6,11 @@ from regraft.backends.tvm.kernels.lowrank_mlp import kernel
 from regraft.graph.activation import FUNCTIONS
 
 TILES = Tiling("rows", {"rows": 32, "hidden": 32, "columns": 32, "depth": 32, "stages": 2, "threads": 128})
-SIZES = {"in_features": 67, "in_rank": 19, "gate_rank": 21, "hidden": 133, "out_rank": 18, "out_features": 70}
+SIZES = {"in_features": 67, "in_rank": 19, "gate_rank": 21, "hidden": 70, "out_rank": 18, "out_features": 70}
 BIASES = {"in_bias": 1, "out_bias": 1, "gate_bias": 1}
 
 
-def error(dtype="float32", rows=37, sizes=SIZES, blocks=2, **options):
+def error(dtype="float32", rows=5, sizes=SIZES, blocks=2, **options):
     problem = Problem(dtype, sizes, {"activation": "gelu", **options})
     attributes = {"activation": problem.options["activation"], "blocks": blocks}
     return error_in_interpreter(kernel, problem, TILES, {"rows": rows}, attributes)
@@ -18,18 +18,18 @@ def error(dtype="float32", rows=37, sizes=SIZES, blocks=2, **options):
 
 @pytest.mark.parametrize("dtype", kernel.dtypes)
 def test_it_computes_the_op_in_every_dtype(dtype):
-    assert error(dtype, in_bias=1, out_bias=1, residual=1) < TOLERANCES[dtype]
+    assert error(dtype, rows=37, in_bias=1, out_bias=1, residual=1) < TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("activation", FUNCTIONS)
 @pytest.mark.parametrize("gate", [0, 1])
 def test_every_activation_with_and_without_a_gate(activation, gate):
-    assert error(activation=activation, gate=gate, rows=3, **BIASES) < 2e-5
+    assert error(activation=activation, gate=gate, **BIASES) < 2e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"out_bias": 1}, {"gate": 1}, {"gate": 1, "residual": 1}, {"residual": 1}])
 def test_operands_may_be_absent(options):
-    assert error(rows=33, **options) < 2e-5
+    assert error(**options) < 2e-5
 
 
 @pytest.mark.parametrize("dense", ["in", "out", "gate", "in out", "in gate out"])

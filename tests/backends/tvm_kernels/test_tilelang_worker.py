@@ -11,9 +11,6 @@ from regraft.errors import BackendError, MissingExtraError
 
 TEMPLATES = {
     "raising_template": "def template(problem, tiling):\n    raise ValueError('rank must be\\n  even')\n",
-    "hanging_template": "import time\ndef template(problem, tiling):\n    time.sleep(600)\n",
-    "dying_template": "import os, sys\ndef template(problem, tiling):\n    print('out of luck', file=sys.stderr)\n"
-    "    os._exit(3)\n",
     "chatty_template": "import sys\ndef template(problem, tiling):\n    print('this is no answer')\n    return 1 / 0\n",
 }
 
@@ -64,21 +61,43 @@ def test_a_killed_process_is_replaced(worker):
     assert worker.pid != first
 
 
-def test_a_process_that_dies_in_a_request_says_how_and_is_replaced(worker):
-    assert (
-        refusal(worker, "dying_template") == "tilelang: its process ended without an answer, with code 3: out of luck"
-    )
-    assert worker.pid is None
-    assert "rank must be even" in refusal(worker, "raising_template")
+CHILD = """
+import os, sys, time
+print('{}', flush=True)
+for line in sys.stdin:
+    if 'dying' in line:
+        print('out of luck', file=sys.stderr, flush=True)
+        os._exit(3)
+    if 'hanging' in line:
+        time.sleep(600)
+    print('{"source": "of " }', flush=True)
+"""
+"""Speaks as TileLang's process does, and starts at once."""
 
 
-def test_a_hanging_process_is_ended_after_the_time_out_and_replaced(worker):
-    refusal(worker, "raising_template")
-    worker.timeout_s = 0.5
-    assert refusal(worker, "hanging_template") == "tilelang: gave no answer in 0.5 s; its process was ended"
-    assert worker.pid is None
-    worker.timeout_s = 60
-    assert "rank must be even" in refusal(worker, "raising_template")
+@pytest.fixture
+def child():
+    worker = Worker(timeout_s=30, command=(sys.executable, "-c", CHILD))
+    yield worker
+    worker.close()
+
+
+def test_a_process_that_dies_in_a_request_says_how_and_is_replaced(child):
+    expected = "tilelang: its process ended without an answer, with code 3: out of luck"
+    assert refusal(child, "dying_template") == expected
+    assert child.pid is None
+    assert child.ask(request("any_template")) == {"source": "of "}
+
+
+def test_a_hanging_process_is_ended_after_the_time_out_and_replaced(child):
+    child.ask(request("any_template"))
+    first, child.timeout_s = child.pid, 0.5
+    assert refusal(child, "hanging_template") == "tilelang: gave no answer in 0.5 s; its process was ended"
+    assert child.pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    child.timeout_s = 30
+    assert child.ask(request("any_template")) == {"source": "of "}
 
 
 def test_a_process_that_cannot_start_says_why():
