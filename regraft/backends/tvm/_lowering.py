@@ -153,6 +153,11 @@ def _scatter(builder: Any, x: Any, axis: int, indices: Any, source: Any) -> Any:
     return builder.emit(relax.op.scatter_elements(x, indices, source, axis=axis))
 
 
+def _scatter_reduce(builder: Any, x: Any, axis: int, indices: Any, source: Any, reduce: str, **_: Any) -> Any:
+    reduction = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}[reduce]
+    return builder.emit(relax.op.scatter_elements(x, indices, source, axis=axis, reduction=reduction))
+
+
 def _cumsum(builder: Any, x: Any, axis: int, dtype: Any = None) -> Any:
     """Sums of integers and booleans are int64, as in torch."""
     own = x.struct_info.dtype
@@ -197,13 +202,38 @@ def _matmul_integer(builder: Any, codes: Any, weight: Any, zero_point: Any) -> A
     return builder.emit_te(compute, codes, weight, zero_point)
 
 
+def _addmm(builder: Any, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """Products of 16-bit floats are summed in float32, as in torch; TVM's importer then adds a bias of another type."""
+    product = builder.emit(relax.op.matmul(a, b, out_dtype="float32" if _is_half(a) else None))
+    wide = builder.emit(relax.op.astype(bias, "float32")) if _is_half(a) else bias
+    scaled = [
+        x if factor == 1 else builder.emit(relax.op.multiply(x, relax.const(factor, x.struct_info.dtype)))
+        for x, factor in ((wide, beta), (product, alpha))
+    ]
+    total = builder.emit(relax.op.add(*scaled))
+    return builder.emit(relax.op.astype(total, a.struct_info.dtype)) if _is_half(a) else total
+
+
+def _product(builder: Any, a: Any, b: Any) -> Any:
+    """Summed in float32 when the operands are 16-bit floats, as in torch."""
+    if not _is_half(a):
+        return builder.emit(relax.op.matmul(a, b))
+    return builder.emit(relax.op.astype(builder.emit(relax.op.matmul(a, b, out_dtype="float32")), a.struct_info.dtype))
+
+
+def _is_half(x: Any) -> bool:
+    return x.struct_info.dtype in ("float16", "bfloat16")
+
+
 def _int32(x: Any) -> Any:
     return x.astype("int32")
 
 
 LOWERINGS: Final[Mapping[str, Callable[..., Any]]] = {
+    "addmm.default": _addmm,
     "amax.default": _extremum(relax.op.max),
     "amin.default": _extremum(relax.op.min),
+    "bmm.default": _product,
     "cumsum.default": _cumsum,
     "embedding.default": _embedding,
     "gather.default": _gather,
@@ -211,9 +241,11 @@ LOWERINGS: Final[Mapping[str, Callable[..., Any]]] = {
     "index_select.default": _index_select,
     "linear_integer.default": _linear_integer,
     "matmul_integer.default": _matmul_integer,
+    "mm.default": _product,
     "round.default": _round,
     "round.decimals": _round,
     "scatter.src": _scatter,
+    "scatter_reduce.two": _scatter_reduce,
     "select.int": _select,
     "slice.Tensor": _slice,
 }

@@ -4,7 +4,7 @@ TVM has an importer of its own for ONNX, which (0.25) loses every dynamic shape 
 nodes are traced by torch.export, whose symbols know what `Shape`, `Gather` and `Concat` do with extents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +16,8 @@ from torch.export import Dim, ExportedProgram
 from regraft.backends._again import first_line
 from regraft.backends.tvm._calls import Call, planned_calls
 from regraft.backends.tvm._decompose import in_core_operators, meaning
-from regraft.backends.tvm._onnx_extents import as_tensor, on_extents
-from regraft.backends.tvm._onnx_operators import OPERATORS
+from regraft.backends.tvm._onnx_extents import as_integers, as_tensor, on_extents, refused
+from regraft.backends.tvm._onnx_operators import OPERATORS, REASONS
 from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.errors import BackendError
 from regraft.frontends.onnx import DOMAIN, OnnxGraph, structured_op, to_torch
@@ -40,17 +40,14 @@ def program_of_onnx(graph: OnnxGraph, host: Host) -> tuple[ExportedProgram, list
     """
     model = graph.model.clone()
     inline_functions(model, lambda identifier: identifier[0] != DOMAIN)
-    unknown = dict.fromkeys(
-        native_name(node.domain, node.op_type) for node in model.graph.all_nodes() if not _is_known(node)
-    )
-    if unknown:
-        raise BackendError(f"tvm backend: {graph.name} has operators that it cannot take: {', '.join(unknown)}")
-    example = [_example(value.type) for value in graph.inputs()]
+    _check_operators(model, graph.name)
+    example = _examples([value.type for value in graph.inputs()])
     dims = tuple(_free_dims(value.type) for value in graph.inputs())
     try:
         with torch.no_grad():
-            module = _OnnxModule(model, planned_calls(graph, host))
-            traced = torch.export.export(module, tuple(example), dynamic_shapes={"inputs": dims})
+            traced = torch.export.export(
+                _OnnxModule(model, planned_calls(graph, host)), tuple(example), dynamic_shapes={"inputs": dims}
+            )
     except BackendError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -58,15 +55,33 @@ def program_of_onnx(graph: OnnxGraph, host: Host) -> tuple[ExportedProgram, list
     return in_core_operators(traced), example
 
 
+def _check_operators(model: ir.Model, name: str) -> None:
+    """Raise BackendError that names every operator without translation once, each with what is known of it."""
+    unknown = [node for node in model.graph.all_nodes() if not _is_known(node)]
+    if not unknown:
+        return
+    names = dict.fromkeys(native_name(node.domain, node.op_type) for node in unknown)
+    listed = ", ".join(f"{one} ({REASONS[one]})" if one in REASONS else one for one in names)
+    ours = any(key.startswith(f"{DOMAIN}.") for key in model.metadata_props)
+    hint = "export(functions='keep') writes structured ops that are taken by their meaning" if ours else None
+    raise BackendError(f"tvm backend: {name} has operators that it cannot take: {listed}", hint=hint)
+
+
 def _is_known(node: ir.Node) -> bool:
     if node.domain == DOMAIN:
         return structured_op(node.op_type) is not None
-    return not node.domain and (node.op_type in OPERATORS or node.op_type == "Constant")
+    return native_name(node.domain, node.op_type) in OPERATORS or _is_constant(node) or _is_choice(node)
 
 
-def _example(kind: TensorType) -> Tensor:
-    """Small distinct extents; ones, which are tokens, masks and segments alike."""
-    shape = [dim if isinstance(dim, int) else 2 + place for place, dim in enumerate(kind.shape or ())]
+def _examples(kinds: Sequence[TensorType]) -> list[Tensor]:
+    """Small extents, another for each name; ones, which are tokens, masks and segments alike."""
+    extents: dict[str, int] = {}
+    return [_example(kind, extents) for kind in kinds]
+
+
+def _example(kind: TensorType, extents: dict[str, int]) -> Tensor:
+    dims = kind.shape or ()
+    shape = [dim if isinstance(dim, int) else extents.setdefault(dim, 2 + len(extents)) for dim in dims]
     dtype = torch_dtype(kind.dtype or "") or torch.float32
     if dtype.is_floating_point:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -91,9 +106,10 @@ class _OnnxModule(nn.Module):
                 self.register_buffer(name, tensor)
         self._extents: dict[ir.Value, np.ndarray] = {}
         self._weights: dict[ir.Value, str] = {}
-        for value in model.graph.initializers.values():
-            self._store(value, value.const_value)
-        for node in model.graph:
+        for graph in (model.graph, *model.graph.subgraphs()):
+            for value in graph.initializers.values():
+                self._store(value, value.const_value)
+        for node in model.graph.all_nodes():
             if _is_constant(node):
                 self._store(node.outputs[0], _content(node))
 
@@ -101,7 +117,8 @@ class _OnnxModule(nn.Module):
         tensor = None if content is None else to_torch(content)
         if tensor is None:
             raise BackendError(f"tvm backend: the constant {value.name!r} has an element type that torch has not")
-        if tensor.dtype == torch.int64 and tensor.dim() <= 1 and tensor.numel() <= _MOST_EXTENTS:
+        is_extents = tensor.dtype == torch.int64 or _is_for_tracing(value)
+        if is_extents and tensor.dim() <= 1 and tensor.numel() <= _MOST_EXTENTS:
             self._extents[value] = np.array(tensor.tolist(), dtype=object)
         else:
             self._weights[value] = f"weight{len(self._weights)}"
@@ -112,14 +129,23 @@ class _OnnxModule(nn.Module):
         weights = {value: getattr(self, name) for value, name in self._weights.items()}
         given = dict(zip(self._model.graph.inputs, inputs, strict=True))
         values: dict[ir.Value, Any] = {**self._extents, **weights, **given}
-        for node in self._model.graph:
-            if not _is_constant(node):
-                operands = [None if operand is None else values[operand] for operand in node.inputs]
-                called = self._called(node, operands)
-                found = _results(node, operands) if called is None else (called,)
-                values.update(zip(node.outputs, found, strict=False))
+        self._run(self._model.graph, values)
         return tuple(as_tensor(values[output]) for output in self._model.graph.outputs)
 
+    def _run(self, nodes: Iterable[ir.Node], values: dict[ir.Value, Any]) -> None:
+        """Add what the nodes compute to the values."""
+        for node in nodes:
+            if _is_constant(node):
+                continue
+            operands = [None if operand is None else values[operand] for operand in node.inputs]
+            if _is_choice(node):
+                body = _chosen(node, operands[0])
+                self._run(body, values)
+                found = tuple(values[output] for output in body.outputs)
+            else:
+                called = self._called(node, operands)
+                found = _results(node, operands) if called is None else (called,)
+            values.update(zip(node.outputs, found, strict=False))
 
     def _called(self, node: ir.Node, operands: Sequence[Any]) -> Tensor | None:
         """The result of the node's kernel; None when it has none."""
@@ -131,6 +157,24 @@ class _OnnxModule(nn.Module):
         activations = [by_name[name] for name in call.activations]
         packed = [getattr(self, name) for name in self._packed[key]]
         return torch.ops.regraft_kernels.run(activations, packed, call.kernel.key)
+
+
+def _is_choice(node: ir.Node) -> bool:
+    return node.op_type == "If" and not node.domain
+
+
+def _chosen(node: ir.Node, condition: Any) -> ir.Graph:
+    """The body of an If whose condition is a number while tracing; one of symbolic extents would not be."""
+    taken = None if as_integers(condition) is None else condition.item()
+    if not isinstance(taken, bool):
+        raise refused("If", REASONS["If"])
+    return node.attributes["then_branch" if taken else "else_branch"].as_graph()
+
+
+def _is_for_tracing(value: ir.Value) -> bool:
+    """Whether all that reads it needs its numbers while tracing."""
+    readers = [use.node.op_type for use in value.uses()]
+    return bool(readers) and set(readers) <= {"If", "Resize"}
 
 
 def _is_constant(node: ir.Node) -> bool:
@@ -152,9 +196,16 @@ def _results(node: ir.Node, operands: Sequence[Any]) -> Sequence[Any]:
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     if node.domain == DOMAIN:
         return (_structured(node.op_type, [as_tensor(operand) for operand in operands], attributes),)
-    extents = on_extents(node.op_type, operands, attributes)
-    found = OPERATORS[node.op_type](operands, attributes) if extents is None else extents
-    return found if isinstance(found, tuple) else (found,)
+    name = native_name(node.domain, node.op_type)
+    if name == "Split":
+        attributes.setdefault("num_outputs", len(node.outputs))  # before opset 18 the number of results says it
+    extents = on_extents(name, operands, attributes)
+    found = OPERATORS[name](operands, attributes) if extents is None else extents
+    results = found if isinstance(found, tuple) else (found,)
+    for place, output in enumerate(node.outputs):
+        if (output.uses() or output.is_graph_output()) and (place >= len(results) or results[place] is None):
+            raise refused(name, f"its result {place + 1}, {output.name!r}, is not computed")
+    return results
 
 
 def _structured(name: str, operands: Sequence[Any], attributes: dict[str, Any]) -> Tensor:

@@ -1,11 +1,14 @@
 """What ONNX nodes compute of extents, computed in Python while tracing: numpy arrays of ints and of torch's symbols."""
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
+
+from regraft.errors import BackendError
 
 Attributes = Mapping[str, Any]
 Operator = Callable[[Sequence[Any], Attributes], Any]
@@ -23,8 +26,10 @@ def on_extents(op_type: str, operands: Sequence[Any], attributes: Attributes) ->
     if op_type == "Shape":
         shape = list(operands[0].shape)
         return _array(shape[attributes.get("start", 0) : attributes.get("end", len(shape))])
-    given = [operand for operand in operands if operand is not None]
-    if op_type not in _RULES or not given or not all(isinstance(operand, np.ndarray) for operand in given):
+    if op_type == "Size":
+        return _array(math.prod(operands[0].shape))
+    present = [operand for operand in operands if operand is not None]
+    if op_type not in _RULES or not present or not all(isinstance(operand, np.ndarray) for operand in present):
         return None
     return _RULES[op_type](operands, attributes)
 
@@ -34,11 +39,30 @@ def as_tensor(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     items = value.reshape(-1).tolist()
+    if items and all(isinstance(item, bool) for item in items):
+        return torch.tensor(value.tolist(), dtype=torch.bool)
     if all(isinstance(item, int) for item in items):
         return torch.tensor(value.tolist(), dtype=torch.int64)
     # A symbol as a tensor: TVM has ranges of symbolic length, but no constants of a symbolic value.
     parts = [torch.arange(item, item + 1) for item in items]
     return torch.cat(parts).reshape(value.shape)
+
+
+def given(operands: Sequence[Any], count: int) -> list[Any]:
+    """Return that many operands; None for each that was left out at the end."""
+    return [*operands, *[None] * (count - len(operands))]
+
+
+def refused(name: str, reason: str) -> BackendError:
+    """Return the error of a form of an operator that is not translated."""
+    return BackendError(f"tvm backend: {name}: {reason}")
+
+
+def needed(name: str, attribute: str, attributes: Attributes) -> Any:
+    """Return an attribute that has no default here; raises BackendError when it is not there."""
+    if attribute not in attributes:
+        raise refused(name, f"the attribute {attribute} is needed")
+    return attributes[attribute]
 
 
 def as_integers(value: Any) -> list[Any] | None:
@@ -77,26 +101,58 @@ def _choose(condition: Any, one: Any, other: Any) -> Any:
     return one if bool(condition) else other
 
 
-def _largest(operands: Sequence[Any], _: Attributes) -> Any:
-    found = operands[0]
-    for other in operands[1:]:
-        found = np.frompyfunc(torch.sym_max, 2, 1)(found, other)
-    return _array(found)
+def _extreme(function: Callable[[Any, Any], Any]) -> Operator:
+    def apply(operands: Sequence[Any], _: Attributes) -> Any:
+        found = operands[0]
+        for other in operands[1:]:
+            found = np.frompyfunc(function, 2, 1)(found, other)
+        return _array(found)
+
+    return apply
+
+
+def _is_of_all(operands: Sequence[Any], attributes: Attributes) -> bool:
+    """Whether a reduction leaves one number, without a dim."""
+    return operands[0].ndim == 1 and not attributes.get("keepdims", 1)
+
+
+def _cast(operands: Sequence[Any], attributes: Attributes) -> Any:
+    """Numbers stay numbers where they can be extents or conditions; None else."""
+    if attributes["to"] == _BOOL:
+        return _array(np.frompyfunc(lambda item: item != 0, 1, 1)(operands[0]))
+    if attributes["to"] != _INT64:
+        return None
+    return _array(np.frompyfunc(lambda item: int(item) if isinstance(item, bool | float) else item, 1, 1)(operands[0]))
 
 
 _INT64: Final = 7
+_BOOL: Final = 9
 """In the enumeration of ONNX."""
 
 _RULES: Final[Mapping[str, Operator]] = {
+    "Abs": _elementwise(operator.abs),
     "Add": _elementwise(operator.add),
-    "Cast": lambda operands, attributes: operands[0] if attributes["to"] == _INT64 else None,
+    "And": _elementwise(operator.and_),
+    "Cast": _cast,
     "Concat": lambda operands, _: np.concatenate(operands),
     "Div": _elementwise(operator.floordiv),
     "Equal": _elementwise(operator.eq),
     "Gather": _gather,
+    "Greater": _elementwise(operator.gt),
+    "GreaterOrEqual": _elementwise(operator.ge),
     "Identity": lambda operands, _: operands[0],
-    "Max": _largest,
+    "Less": _elementwise(operator.lt),
+    "LessOrEqual": _elementwise(operator.le),
+    "Max": _extreme(torch.sym_max),
+    "Min": _extreme(torch.sym_min),
+    "Mod": _elementwise(operator.mod),
     "Mul": _elementwise(operator.mul),
+    "Neg": _elementwise(operator.neg),
+    "Not": _elementwise(operator.not_),
+    "Or": _elementwise(operator.or_),
+    "ReduceProd": lambda operands, attributes: (
+        _array(np.prod(operands[0])) if _is_of_all(operands, attributes) else None
+    ),
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": lambda operands, _: operands[0].reshape(()),

@@ -1,5 +1,6 @@
 """The operators of ONNX that arrange elements, as functions of torch, for tracing; semantics of opset 13 and later."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -7,21 +8,22 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from regraft.backends.tvm._onnx_extents import Attributes, Operator, as_integers, as_tensor
-from regraft.errors import BackendError
+from regraft.backends.tvm._onnx_extents import Attributes, Operator, as_integers, as_tensor, refused
+from regraft.backends.tvm._onnx_resize import resize
 from regraft.frontends.onnx import to_torch
 
+_END: Final = 2**31 - 1
+"""From here on, a place in Slice stands for the end; below its negative, for the begin."""
 
-def given(operands: Sequence[Any], count: int) -> list[Any]:
-    """Return that many operands; None for each that was left out at the end."""
-    return [*operands, *[None] * (count - len(operands))]
+_REDUCTIONS: Final = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+"""Of scatters, as torch calls them."""
 
 
 def known(name: str, value: Any) -> list[Any]:
     """Return the integers that an operand holds; raises BackendError when they are computed from data."""
     integers = as_integers(value)
     if integers is None:
-        raise BackendError(f"tvm backend: {name} takes integers that are computed from data; only extents can be")
+        raise refused(name, "it takes integers that are computed from data; only extents can be")
     return integers
 
 
@@ -75,8 +77,6 @@ def _split(operands: Sequence[Any], attributes: Attributes) -> Any:
     x, axis = operands[0], attributes.get("axis", 0)
     if len(operands) > 1 and operands[1] is not None:
         return tuple(x.split(known("Split", operands[1]), dim=axis))
-    if "num_outputs" not in attributes:
-        raise BackendError("tvm backend: Split needs its sizes, or num_outputs")
     return tuple(x.split(-(-x.shape[axis] // attributes["num_outputs"]), dim=axis))
 
 
@@ -85,11 +85,14 @@ def _slice(operands: Sequence[Any], _: Attributes) -> Any:
     starts, stops = (known("Slice", operand) for operand in operands[1:3])
     axes = known("Slice", operands[3]) if len(operands) > 3 and operands[3] is not None else list(range(len(starts)))
     steps = known("Slice", operands[4]) if len(operands) > 4 else [1] * len(starts)
-    if any(step < 1 for step in steps):
-        raise BackendError("tvm backend: Slice with a step below 1 has no form in torch")
     places = [slice(None)] * x.dim()
     for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True):
-        places[axis] = slice(start, stop, step)
+        if step == -1 and start in (-1, _END) and isinstance(stop, int) and stop <= -_END:
+            x = x.flip(axis)
+        elif step < 1:
+            raise refused("Slice", "a step below 1 is translated only where it turns the whole dim around")
+        else:
+            places[axis] = slice(start, stop, step)
     return x[tuple(places)]
 
 
@@ -108,17 +111,83 @@ def _gather_elements(operands: Sequence[Any], attributes: Attributes) -> Any:
 
 
 def _gather_nd(operands: Sequence[Any], attributes: Attributes) -> Any:
-    if attributes.get("batch_dims", 0):
-        raise BackendError("tvm backend: GatherND with batch_dims is not translated")
-    return as_tensor(operands[0])[as_tensor(operands[1]).unbind(-1)]
+    x, indices = as_tensor(operands[0]), as_tensor(operands[1])
+    count = attributes.get("batch_dims", 0)
+    rank = indices.dim() - 1
+    batch = [_along(torch.arange(x.shape[at]), at, rank) for at in range(count)]
+    return x[(*batch, *indices.unbind(-1))]
+
+
+def _along(x: Any, axis: int, rank: int) -> Any:
+    """A vector as a tensor of that rank, its elements along the axis."""
+    return x.reshape([-1 if at == axis else 1 for at in range(rank)])
 
 
 def _scatter_elements(operands: Sequence[Any], attributes: Attributes) -> Any:
-    if attributes.get("reduction", "none") != "none":
-        raise BackendError("tvm backend: ScatterElements with a reduction is not translated")
     x, indices, updates = map(as_tensor, operands)
     axis = attributes.get("axis", 0)
-    return torch.scatter(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices), updates)
+    return _scattered(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices), updates, attributes)
+
+
+def _scattered(x: Any, axis: int, indices: Any, updates: Any, attributes: Attributes) -> Any:
+    reduction = attributes.get("reduction", "none")
+    if reduction == "none":
+        return torch.scatter(x, axis, indices, updates)
+    return torch.scatter_reduce(x, axis, indices, updates, _REDUCTIONS[reduction])
+
+
+def _scatter_nd(operands: Sequence[Any], attributes: Attributes) -> Any:
+    """As a scatter along one dim: that of all indexed dims together, beside that of all others."""
+    x, indices, updates = map(as_tensor, operands)
+    depth = int(indices.shape[-1])
+    rows = torch.zeros((), dtype=torch.int64)
+    for index, extent in zip(indices.unbind(-1), x.shape[:depth], strict=True):
+        rows = rows * extent + torch.where(index < 0, index + extent, index)
+    width = math.prod(x.shape[depth:])
+    places = rows.reshape(-1, 1).expand(-1, width)
+    flat = x.reshape(math.prod(x.shape[:depth]), width)
+    return _scattered(flat, 0, places, updates.reshape(-1, width), attributes).reshape(x.shape)
+
+
+def _one_hot(operands: Sequence[Any], attributes: Attributes) -> Any:
+    indices, values = as_tensor(operands[0]).to(torch.int64), as_tensor(operands[2])
+    depth = known("OneHot", operands[1])[0]
+    axis = attributes.get("axis", -1) % (indices.dim() + 1)
+    wanted = torch.where(indices < 0, indices + depth, indices).unsqueeze(axis)
+    is_hot = wanted == _along(torch.arange(depth), axis, indices.dim() + 1)
+    return torch.where(is_hot, values[1], values[0])
+
+
+def _cum_sum(operands: Sequence[Any], attributes: Attributes) -> Any:
+    x, axis = as_tensor(operands[0]), known("CumSum", operands[1])[0]
+    turned = x.flip(axis) if attributes.get("reverse", 0) else x
+    y = torch.cumsum(turned, axis).to(x.dtype)
+    if attributes.get("exclusive", 0):
+        before = torch.zeros_like(y.narrow(axis, 0, 1))
+        y = torch.cat([before, y.narrow(axis, 0, y.shape[axis] - 1)], axis)
+    return y.flip(axis) if attributes.get("reverse", 0) else y
+
+
+def _einsum(operands: Sequence[Any], attributes: Attributes) -> Any:
+    return torch.einsum(attributes["equation"], *map(as_tensor, operands))
+
+
+def _depth_to_space(operands: Sequence[Any], attributes: Attributes) -> Any:
+    x, size = operands[0], attributes["blocksize"]
+    batch, channels, rows, columns = x.shape
+    inner = channels // size**2
+    if attributes.get("mode", "DCR") == "DCR":
+        apart = x.reshape(batch, size, size, inner, rows, columns).permute(0, 3, 4, 1, 5, 2)
+    else:
+        apart = x.reshape(batch, inner, size, size, rows, columns).permute(0, 1, 4, 2, 5, 3)
+    return apart.reshape(batch, inner, rows * size, columns * size)
+
+
+def _space_to_depth(operands: Sequence[Any], attributes: Attributes) -> Any:
+    x, size = operands[0], attributes["blocksize"]
+    batch, channels, rows, columns = x.shape
+    apart = x.reshape(batch, channels, rows // size, size, columns // size, size).permute(0, 3, 5, 1, 2, 4)
+    return apart.reshape(batch, channels * size**2, rows // size, columns // size)
 
 
 def _range(operands: Sequence[Any], _: Attributes) -> Any:
@@ -140,7 +209,7 @@ def _pad(operands: Sequence[Any], attributes: Attributes) -> Any:
     x, pads = operands[0], known("Pad", operands[1])
     axes = known("Pad", operands[3]) if len(operands) > 3 else list(range(x.dim()))
     if attributes.get("mode", "constant") != "constant":
-        raise BackendError(f"tvm backend: Pad in the mode {attributes['mode']!r} is not translated")
+        raise refused("Pad", f"the mode {attributes['mode']!r} is not translated")
     widths = [(0, 0)] * x.dim()
     for place, axis in enumerate(axes):
         widths[axis] = (pads[place], pads[place + len(axes)])
@@ -151,16 +220,23 @@ def _pad(operands: Sequence[Any], attributes: Attributes) -> Any:
 LAYOUT: Final[Mapping[str, Operator]] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
+    "CumSum": _cum_sum,
+    "DepthToSpace": _depth_to_space,
+    "Einsum": _einsum,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "OneHot": _one_hot,
     "Pad": _pad,
     "Range": _range,
     "Reshape": _reshape,
+    "Resize": resize,
     "ScatterElements": _scatter_elements,
+    "ScatterND": _scatter_nd,
     "Slice": _slice,
+    "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Squeeze": _squeeze,
     "Tile": lambda operands, _: operands[0].repeat(known("Tile", operands[1])),
