@@ -74,6 +74,7 @@ def run(worker, program, x):
         sizes=(),
         options={},
         variants={},
+        problem=lambda shapes, attributes, dtype: Problem(dtype, {}),
         arguments=arguments,
         default=lambda problem, arch: Tiling("", {}),
         use=lambda problem, tiling: Use(0, 0, 1),

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Final, Literal
 
 Value = int | float | str
 Role = Literal["in", "out", "scratch"]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Extents of the operands that are there, by name."""
 
 ARCHITECTURES: Final[Mapping[str, int]] = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024}
 """Bytes of shared memory that one block may have."""
@@ -110,6 +113,7 @@ class Kernel:
         sizes: names of the extents that a problem must give, all at least 1.
         options: names of the options that a problem may give, with their values.
         variants: name -> tile parameters -> values that make sense: the space that a tuner searches.
+        problem: (shapes of the operands, attributes of the op, dtype) -> the problem that a call of the op is.
         arguments: (problem, tiling) -> what a built kernel takes, in order.
         default: (problem, arch) -> tiles that fit, if any do.
         use: (problem, tiling) -> what a block takes.
@@ -123,6 +127,7 @@ class Kernel:
     sizes: tuple[str, ...]
     options: Mapping[str, tuple[Value, ...]]
     variants: Mapping[str, Mapping[str, tuple[int, ...]]]
+    problem: Callable[[Shapes, Mapping[str, Value], str], Problem]
     arguments: Callable[[Problem, Tiling], tuple[Argument, ...]]
     default: Callable[[Problem, str], Tiling]
     use: Callable[[Problem, Tiling], Use]
@@ -183,6 +188,11 @@ def first_fitting(kernel: Kernel, problem: Problem, arch: str, tilings: Sequence
     """Return the first of some tilings that fits, or the last one."""
     fitting = (tiling for tiling in tilings if kernel.fits(problem, tiling, arch) is None)
     return next(fitting, tilings[-1])
+
+
+def rows_of(shapes: Shapes) -> int:
+    """Return the number of rows of x; at least 1, to choose tiles for."""
+    return max(1, prod(shapes["x"][:-1]))
 
 
 def ceil_div(extent: int, part: int) -> int:

@@ -12,9 +12,20 @@ on each other. One step for all rows (`per_row=0`) would need all of x before th
 - decode: for few rows; the weights are read once, at the speed of the memory.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling, Use, first_fitting
+from regraft.backends.tvm.kernels._kernel import (
+    Argument,
+    Kernel,
+    Problem,
+    Shapes,
+    Tiling,
+    Use,
+    Value,
+    first_fitting,
+    rows_of,
+)
 
 FEW_ROWS: Final = 16
 QUANTIZED_ROWS: Final = 4
@@ -31,6 +42,13 @@ SPACE: Final = {
     },
     "decode": {"rows": (1, 2, 4, 8), "columns": (4, 8, 16), "depth": (256, 512, 1024), "threads": (64, 128)},
 }
+
+
+def problem_of(shapes: Shapes, attributes: Mapping[str, Value], dtype: str) -> Problem:
+    """Return the problem that a call of the op is."""
+    outer, inner = shapes["weight"]
+    options = {"bias": int("bias" in shapes), "per_row": attributes["per_row"]}
+    return Problem(dtype, {"in_features": inner, "out_features": outer}, options, rows_of(shapes))
 
 
 def arguments(problem: Problem, tiling: Tiling) -> tuple[Argument, ...]:
@@ -88,6 +106,7 @@ kernel: Final = Kernel(
     sizes=("in_features", "out_features"),
     options={"bias": (0, 1), "per_row": (0, 1)},
     variants=SPACE,
+    problem=problem_of,
     arguments=arguments,
     default=default,
     use=use,

@@ -6,13 +6,31 @@ Columns that are no inliers are left out before a row's range is taken. The outl
 the integer sums are scaled, so y is written once. Q is that of `int8_linear`'s kernel: one step a row.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling, Use
+from regraft.backends.tvm.kernels._kernel import (
+    Argument,
+    Kernel,
+    Problem,
+    Shapes,
+    Tiling,
+    Use,
+    Value,
+    rows_of,
+)
 from regraft.backends.tvm.kernels.int8_linear import SPACE, default_of, refusal
 from regraft.backends.tvm.kernels.int8_linear import use as use_of_product
 
 _FEW_COLUMNS: Final = 32
+
+
+def problem_of(shapes: Shapes, attributes: Mapping[str, Value], dtype: str) -> Problem:
+    """Return the problem that a call of the op is."""
+    (outer, inner), few = shapes["weight"], shapes["outliers"][0]
+    options = {"bias": int("bias" in shapes), "per_row": attributes["per_row"]}
+    sizes = {"in_features": inner, "out_features": outer, "outliers": few}
+    return Problem(dtype, sizes, options, rows_of(shapes))
 
 
 def arguments(problem: Problem, tiling: Tiling) -> tuple[Argument, ...]:
@@ -50,6 +68,7 @@ kernel: Final = Kernel(
     sizes=("in_features", "out_features", "outliers"),
     options={"bias": (0, 1), "per_row": (0, 1)},
     variants=SPACE,
+    problem=problem_of,
     arguments=arguments,
     default=lambda problem, arch: default_of(kernel, problem, arch),
     use=use,

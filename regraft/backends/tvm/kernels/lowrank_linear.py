@@ -8,9 +8,21 @@
 - decode: for few rows; both products read the weights once, at the speed of the memory.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling, Use, ceil_div, padded
+from regraft.backends.tvm.kernels._kernel import (
+    Argument,
+    Kernel,
+    Problem,
+    Shapes,
+    Tiling,
+    Use,
+    Value,
+    ceil_div,
+    padded,
+    rows_of,
+)
 
 _FEW_ROWS: Final = 16
 _FILLED: Final = 132
@@ -34,6 +46,14 @@ _SPACE: Final = {
     },
     "decode": {"rows": (1, 2, 4, 8), "columns": (4, 8, 16), "depth": (128, 256, 512), "threads": (64, 128)},
 }
+
+
+def problem_of(shapes: Shapes, attributes: Mapping[str, Value], dtype: str) -> Problem:
+    """Return the problem that a call of the op is."""
+    del attributes
+    (rank, inner), outer = shapes["down"], shapes["up"][0]
+    sizes = {"in_features": inner, "rank": rank, "out_features": outer}
+    return Problem(dtype, sizes, {"bias": int("bias" in shapes)}, rows_of(shapes))
 
 
 def arguments(problem: Problem, tiling: Tiling) -> tuple[Argument, ...]:
@@ -99,6 +119,7 @@ kernel: Final = Kernel(
     sizes=("in_features", "rank", "out_features"),
     options={"bias": (0, 1)},
     variants=_SPACE,
+    problem=problem_of,
     arguments=arguments,
     default=default,
     use=use,

@@ -14,7 +14,18 @@ Source: the row-owner form of FlashSVD's feed-forward kernels (Shao et al. 2025,
 from collections.abc import Mapping
 from typing import Final
 
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling, Use, first_fitting, padded
+from regraft.backends.tvm.kernels._kernel import (
+    Argument,
+    Kernel,
+    Problem,
+    Shapes,
+    Tiling,
+    Use,
+    Value,
+    first_fitting,
+    padded,
+    rows_of,
+)
 from regraft.graph.activation import FUNCTIONS
 
 _SPACE: Final = {
@@ -27,6 +38,24 @@ _SPACE: Final = {
         "threads": (128, 256),
     },
 }
+
+
+def problem_of(shapes: Shapes, attributes: Mapping[str, Value], dtype: str) -> Problem:
+    """Return the problem that a call of the op is."""
+    gate, out_rank = shapes.get("gate_up"), shapes["out_down"][0]
+    sizes = {
+        "in_features": shapes["x"][-1],
+        "in_rank": shapes["in_up"][1],
+        "gate_rank": 1 if gate is None else gate[1],
+        "hidden": shapes["in_up"][0],
+        "out_rank": out_rank,
+        "out_features": shapes["out_up"][0] if "out_up" in shapes else out_rank,
+    }
+    options: dict[str, Value] = {"activation": attributes["activation"], "gate": int(gate is not None)}
+    options |= {name: int(name in shapes) for name in ("in_bias", "gate_bias", "out_bias", "residual")}
+    options |= {"dense_in": int("in_down" not in shapes), "dense_out": int("out_up" not in shapes)}
+    options["dense_gate"] = int(gate is not None and "gate_down" not in shapes)
+    return Problem(dtype, sizes, options, rows_of(shapes))
 
 
 def arguments(problem: Problem, tiling: Tiling) -> tuple[Argument, ...]:
@@ -109,6 +138,7 @@ kernel: Final = Kernel(
         **dict.fromkeys(("in_bias", "gate_bias", "out_bias"), (0, 1)),
     },
     variants=_SPACE,
+    problem=problem_of,
     arguments=arguments,
     default=default,
     use=use,

@@ -10,13 +10,25 @@ anything in order. Strided runs and groups are read and written where they lie.
 - decode: for few rows; the weights are read once, at the speed of the memory.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling, Use, first_fitting
+from regraft.backends.tvm.kernels._kernel import (
+    Argument,
+    Kernel,
+    Problem,
+    Shapes,
+    Tiling,
+    Use,
+    Value,
+    first_fitting,
+    rows_of,
+)
 from regraft.errors import ShapeError
 from regraft.numerics.partition import Partition
 
 _FEW_ROWS: Final = 16
+_SIZES: Final = ("in_features", "out_features", "in_blocks", "out_blocks", "block_rank")
 
 _SPACE: Final = {
     "rows": {
@@ -30,17 +42,24 @@ _SPACE: Final = {
 }
 
 
-def partition_of(problem: Problem) -> Partition:
+def cut_of(problem: Problem) -> Partition:
     """Return how the weight is cut; raises ShapeError when there are more blocks than features."""
     sizes, has = problem.sizes, problem.has
     counts = (sizes["in_features"], sizes["out_features"], sizes["in_blocks"], sizes["out_blocks"])
     return Partition(*counts, has("in_strided"), has("out_strided"))
 
 
+def problem_of(shapes: Shapes, attributes: Mapping[str, Value], dtype: str) -> Problem:
+    """Return the problem that a call of the op is."""
+    sizes = {name: int(attributes[name]) for name in _SIZES}
+    strided = {name: attributes.get(name, 0) for name in ("in_strided", "out_strided")}
+    return Problem(dtype, sizes, {"bias": int("bias" in shapes), **strided}, rows_of(shapes))
+
+
 def arguments(problem: Problem, tiling: Tiling) -> tuple[Argument, ...]:
     """Return what a built kernel takes."""
     del tiling
-    cut, rank, dtype = partition_of(problem), problem.sizes["block_rank"], problem.storage
+    cut, rank, dtype = cut_of(problem), problem.sizes["block_rank"], problem.storage
     return (
         Argument("x", ("rows", cut.in_features), dtype),
         Argument("right", (cut.in_blocks, cut.width, cut.out_blocks * rank), dtype),
@@ -55,7 +74,7 @@ def refusal(problem: Problem, tiling: Tiling) -> str | None:
     """Return why the weight cannot be cut this way, or None."""
     del tiling
     try:
-        partition_of(problem)
+        cut_of(problem)
     except ShapeError as error:
         return str(error)
     return None
@@ -86,9 +105,10 @@ def use(problem: Problem, tiling: Tiling) -> Use:
 kernel: Final = Kernel(
     op="monarch_linear",
     dtypes=("float16", "bfloat16", "float32"),
-    sizes=("in_features", "out_features", "in_blocks", "out_blocks", "block_rank"),
+    sizes=_SIZES,
     options={"bias": (0, 1), "in_strided": (0, 1), "out_strided": (0, 1)},
     variants=_SPACE,
+    problem=problem_of,
     arguments=arguments,
     default=default,
     use=use,

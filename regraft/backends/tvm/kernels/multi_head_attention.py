@@ -12,14 +12,40 @@ A block owns a tile of queries of one head and walks the keys; causal ones stop 
 Source: FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling, Use, first_fitting, padded
+from regraft.backends.tvm.kernels._kernel import (
+    Argument,
+    Kernel,
+    Problem,
+    Shapes,
+    Tiling,
+    Use,
+    Value,
+    first_fitting,
+    padded,
+)
 
 _SPACE: Final = {
     "rows": {"rows": (16, 32, 64, 128), "columns": (32, 64, 128), "stages": (1, 2), "threads": (128, 256)},
 }
 _BROADCAST: Final = tuple(f"{name}_{axis}" for name in ("mask", "bias") for axis in ("batch", "heads", "queries"))
+
+
+def problem_of(shapes: Shapes, attributes: Mapping[str, Value], dtype: str) -> Problem:
+    """Return the problem that a call of the op is."""
+    heads, kv_heads, split = (int(attributes[name]) for name in ("heads", "kv_heads", "split"))
+    queries, head, value = shapes["q"][1 if split else 2], shapes["q"][-1], shapes["v"][-1]
+    sizes = {"heads": heads, "kv_heads": kv_heads, "head": head, "value": value}
+    if split:
+        sizes |= {"head": head // heads, "value": value // kv_heads}
+    options = {name: attributes[name] for name in ("split", "causal", "scale")}
+    for name in ("mask", "bias"):
+        options[name] = int(name in shapes)
+        for axis, extent in zip(("batch", "heads", "queries"), shapes.get(name, ()), strict=False):
+            options[f"{name}_{axis}"] = int(extent != 1)
+    return Problem(dtype, sizes, options, max(1, queries))
 
 
 def arguments(problem: Problem, tiling: Tiling) -> tuple[Argument, ...]:
@@ -98,6 +124,7 @@ kernel: Final = Kernel(
         "scale": (),
     },
     variants=_SPACE,
+    problem=problem_of,
     arguments=arguments,
     default=default,
     use=use,

@@ -13,9 +13,20 @@ product is one of integers. 1, one step for all of x, is refused.
 - decode: for few rows; the codes are read once, at the speed of the memory.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from regraft.backends.tvm.kernels._kernel import Argument, Kernel, Problem, Tiling, Use, first_fitting
+from regraft.backends.tvm.kernels._kernel import (
+    Argument,
+    Kernel,
+    Problem,
+    Shapes,
+    Tiling,
+    Use,
+    Value,
+    first_fitting,
+    rows_of,
+)
 from regraft.numerics.power_of_two import packed_width
 
 _FEW_ROWS: Final = 16
@@ -41,6 +52,13 @@ def is_integer(problem: Problem) -> bool:
 def terms_of(problem: Problem) -> int:
     """Return the number of terms of a weight, 1 unless said."""
     return int(problem.options.get("terms", 1))
+
+
+def problem_of(shapes: Shapes, attributes: Mapping[str, Value], dtype: str) -> Problem:
+    """Return the problem that a call of the op is."""
+    sizes = {"in_features": int(attributes["in_features"]), "out_features": shapes["codes"][0]}
+    options = {"terms": attributes["terms"], "activations": attributes["activations"], "bias": int("bias" in shapes)}
+    return Problem(dtype, sizes, options, rows_of(shapes))
 
 
 def arguments(problem: Problem, tiling: Tiling) -> tuple[Argument, ...]:
@@ -91,6 +109,7 @@ kernel: Final = Kernel(
     sizes=("in_features", "out_features"),
     options={"bias": (0, 1), "terms": (1, 2), "activations": (_FLOATING, _PER_ROW)},
     variants=_SPACE,
+    problem=problem_of,
     arguments=arguments,
     default=default,
     use=use,

@@ -3,13 +3,13 @@
 import tilelang.language as T
 
 from regraft.backends.tvm.kernels.cuda._blocks import BANK_GAP
-from regraft.backends.tvm.kernels.monarch_linear import partition_of
+from regraft.backends.tvm.kernels.monarch_linear import cut_of
 
 
 def template(problem, tiling):
     """Return the kernels as TileLang's program, rows dynamic."""
     rows = T.dynamic("rows")
-    cut, rank, dtype = partition_of(problem), problem.sizes["block_rank"], problem.storage
+    cut, rank, dtype = cut_of(problem), problem.sizes["block_rank"], problem.storage
     has_bias, simt = problem.has("bias"), problem.dtype == "float32"
     inner, outer = cut.out_blocks * rank, cut.in_blocks * rank
     tiles, decode = tiling.tiles, tiling.variant == "decode"
