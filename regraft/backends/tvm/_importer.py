@@ -15,6 +15,7 @@ from torch.export.graph_signature import ConstantArgument
 
 from regraft.backends.tvm._compat import module
 from regraft.backends.tvm._extents import prim_expr
+from regraft.backends.tvm._fast import FAST
 from regraft.backends.tvm._kernel_calls import called
 from regraft.backends.tvm._lowering import LOWERINGS
 from regraft.errors import BackendError
@@ -36,7 +37,7 @@ class Importer(_Importer):
     def __init__(self) -> None:
         super().__init__()
         self._symbols: dict[str, Any] = {}
-        self.convert_map.update({name: self._lowered(lower) for name, lower in LOWERINGS.items()})
+        self.convert_map.update({name: self._lowered(lower) for name, lower in {**LOWERINGS, **FAST}.items()})
         self.convert_map["run.default"] = self._kernel_call
         self.kernels: Final[dict[str, str]] = {}
 
