@@ -43,7 +43,7 @@ class Elementary:
         return spread(number(value, "float32"), self._lanes)
 
     def exp(self, x: Any) -> Any:
-        """e^x; 0 below -87.3, and e^88.3 above that."""
+        """e^x; 0 below -87.3, and e^88.3 above that; NaN of NaN."""
         x = self.kept(x)
         kept = tirx.max(tirx.min(x, self.constant(_HIGHEST)), self.constant(_LOWEST))
         power = self.kept(tirx.nearbyint(kept * self.constant(1 / math.log(2))))
@@ -52,7 +52,10 @@ class Elementary:
         ones = spread(number(127, "int32"), self._lanes)
         bits = (tirx.Cast(vector_of("int32", self._lanes), power) + ones) << spread(number(23, "int32"), self._lanes)
         value = fraction * T.reinterpret(vector_of("float32", self._lanes), bits)
-        return tirx.Select(x < self.constant(_LOWEST), self.constant(0), value)
+        low = self.constant(_LOWEST)
+        # Both comparisons are false of what is no number, which stays so.
+        otherwise = tirx.Select(x < low, self.constant(0), x)
+        return tirx.Select(x >= low, value, otherwise)
 
     def sigmoid(self, x: Any) -> Any:
         """1 / (1 + e^-x)."""
@@ -79,7 +82,7 @@ class Elementary:
         functions: Mapping[str, Callable[[Any], Any]] = {
             "gelu": self._gelu,
             "gelu_tanh": self._gelu_tanh,
-            "relu": lambda x: tirx.max(x, self.constant(0)),
+            "relu": lambda x: tirx.max(self.constant(0), x),
             "silu": lambda x: x * self.sigmoid(x),
             "tanh": self.tanh,
             "sigmoid": self.sigmoid,
