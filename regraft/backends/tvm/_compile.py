@@ -37,7 +37,9 @@ from regraft.passes import FuseAttention, Settings, run_passes
 TOLERANCE: Final = 1e-3
 """Largest ‖y - ŷ‖ / ‖y‖ of an output beside the original: a step of an 8-bit activation may fall to the other side."""
 
-_TYPES: Final = frozenset({"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"})
+_TYPES: Final = frozenset(
+    {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+)
 
 
 @dataclass(frozen=True, eq=False)

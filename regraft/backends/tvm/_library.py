@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import ml_dtypes  # of apache-tvm
 import numpy as np
 
 from regraft.backends.tvm._compat import load_extras, module
 from regraft.backends.tvm._ports import Port, Ports, bind
 from regraft.backends.tvm._processor import check_processor
 from regraft.errors import BackendError, ModelFileError, ModelNotFoundError
+
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 MAIN: Final = "main"
 PORTS: Final = "regraft_ports"
@@ -59,7 +62,7 @@ class Library:
             raise BackendError(f"tvm backend: the compiled model refuses these inputs: {first}") from error
         arrays = [result.numpy() for result in results]
         torch = _torch_of(given)
-        return tuple(arrays if torch is None else map(torch.from_numpy, arrays))
+        return tuple(arrays if torch is None else (_to_torch(torch, array) for array in arrays))
 
 
 def load_library(path: str | os.PathLike[str]) -> Library:
@@ -94,7 +97,18 @@ def started(loaded: Any, name: str) -> Library:
 
 def _array(value: Any) -> Any:
     torch = _torch_of([value])
-    return np.ascontiguousarray(value if torch is None else value.detach().cpu().numpy())
+    if torch is None:
+        return np.ascontiguousarray(value)
+    plain = value.detach().cpu().contiguous()
+    if plain.dtype != torch.bfloat16:
+        return plain.numpy()
+    return plain.view(torch.int16).numpy().view(_BFLOAT16)  # numpy has no type of its own for it
+
+
+def _to_torch(torch: Any, array: Any) -> Any:
+    if array.dtype != _BFLOAT16:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
 
 
 def _torch_of(values: Sequence[Any]) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from regraft.backends.tvm._compat import module
+from regraft.backends.tvm._layers import convolution, is_half, layer_norm
 
 relax: Final[Any] = module("tvm.relax")
 te: Final[Any] = module("tvm.te")
@@ -204,25 +205,21 @@ def _matmul_integer(builder: Any, codes: Any, weight: Any, zero_point: Any) -> A
 
 def _addmm(builder: Any, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """Products of 16-bit floats are summed in float32, as in torch; TVM's importer then adds a bias of another type."""
-    product = builder.emit(relax.op.matmul(a, b, out_dtype="float32" if _is_half(a) else None))
-    wide = builder.emit(relax.op.astype(bias, "float32")) if _is_half(a) else bias
+    product = builder.emit(relax.op.matmul(a, b, out_dtype="float32" if is_half(a.struct_info.dtype) else None))
+    wide = builder.emit(relax.op.astype(bias, "float32")) if is_half(a.struct_info.dtype) else bias
     scaled = [
         x if factor == 1 else builder.emit(relax.op.multiply(x, relax.const(factor, x.struct_info.dtype)))
         for x, factor in ((wide, beta), (product, alpha))
     ]
     total = builder.emit(relax.op.add(*scaled))
-    return builder.emit(relax.op.astype(total, a.struct_info.dtype)) if _is_half(a) else total
+    return builder.emit(relax.op.astype(total, a.struct_info.dtype)) if is_half(a.struct_info.dtype) else total
 
 
 def _product(builder: Any, a: Any, b: Any) -> Any:
     """Summed in float32 when the operands are 16-bit floats, as in torch."""
-    if not _is_half(a):
+    if not is_half(a.struct_info.dtype):
         return builder.emit(relax.op.matmul(a, b))
     return builder.emit(relax.op.astype(builder.emit(relax.op.matmul(a, b, out_dtype="float32")), a.struct_info.dtype))
-
-
-def _is_half(x: Any) -> bool:
-    return x.struct_info.dtype in ("float16", "bfloat16")
 
 
 def _int32(x: Any) -> Any:
@@ -234,6 +231,7 @@ LOWERINGS: Final[Mapping[str, Callable[..., Any]]] = {
     "amax.default": _extremum(relax.op.max),
     "amin.default": _extremum(relax.op.min),
     "bmm.default": _product,
+    "convolution.default": convolution,
     "cumsum.default": _cumsum,
     "embedding.default": _embedding,
     "gather.default": _gather,
@@ -242,6 +240,7 @@ LOWERINGS: Final[Mapping[str, Callable[..., Any]]] = {
     "linear_integer.default": _linear_integer,
     "matmul_integer.default": _matmul_integer,
     "mm.default": _product,
+    "native_layer_norm.default": layer_norm,
     "round.default": _round,
     "round.decimals": _round,
     "scatter.src": _scatter,

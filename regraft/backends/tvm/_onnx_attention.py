@@ -81,8 +81,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None, scale: float
         scores = torch.tanh(scores / softcap) * softcap
     if offset is None:
         return torch.matmul(torch.softmax(scores, -1), v)
-    weights = torch.softmax(scores.to(torch.promote_types(q.dtype, offset.dtype)) + offset, -1)
-    unseen = torch.amax(offset, -1, keepdim=True) == -math.inf
+    # TVM's maximum begins at the least finite number, so that it is not asked for the infinite one.
+    looks = torch.where(offset == -math.inf, torch.zeros(()), torch.ones(()))
+    unseen = torch.amax(looks, -1, keepdim=True) == 0
+    seen = torch.where(unseen, torch.zeros((), dtype=offset.dtype), offset)  # softmax of -inf alone is no number
+    weights = torch.softmax(scores.to(torch.promote_types(q.dtype, offset.dtype)) + seen, -1)
     return torch.matmul(torch.where(unseen, torch.zeros((), dtype=weights.dtype), weights).to(q.dtype), v)
 
 
