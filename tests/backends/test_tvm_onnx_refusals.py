@@ -49,16 +49,16 @@ def test_operators_are_named_once_each_with_the_reason() -> None:
 FORMS = [
     (
         Case("MaxPool", [numbers(BATCH, 2, 5)], {"kernel_shape": [2]}, outputs=(0, 1)),
-        "MaxPool: its result 2, 'y1', is not",
+        "MaxPool: its result 2, 'y1'",
     ),
     (
         Case("MaxPool", [numbers(BATCH, 2, 5)], {"kernel_shape": [2], "strides": [2], "ceil_mode": 1}),
-        "MaxPool: ceil_mode",
+        "MaxPool: ceil",
     ),
     (Case("Pad", [X, np.array([0, 1, 0, 1])], {"mode": "edge"}), "Pad: it takes integers that are computed from data"),
     (
         Case("Attention", [numbers(1, 2, 3, 4)] * 3, {}, outputs=(0, 3)),
-        "Attention: its result 4, 'y3', is not computed",
+        "Attention: its result 4, 'y3'",
     ),
 ]
 
@@ -69,7 +69,7 @@ def test_forms_that_are_not_translated_are_refused_by_name(case: Case, text: str
 
 
 def choice(condition: list[Any]) -> onnx.ModelProto:
-    bodies = {
+    bodies: dict[str, Any] = {
         f"{name}_branch": oh.make_graph(
             [oh.make_node(op, ["x"], [name])], name, [], [oh.make_tensor_value_info(name, 1, ["n", 4])]
         )
