@@ -100,7 +100,8 @@ def _run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], domain: str) -> l
         options = ort.SessionOptions()
         options.log_severity_level = 4
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return list(session.run(None, feeds))
+        results: Any = session.run(None, feeds)
+        return list(results)
     found: Any = ReferenceEvaluator(model).run(None, feeds)
     return list(map(np.asarray, found))
 
