@@ -51,12 +51,19 @@ class Child:
         return self._process.poll() is None
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Return the answer to a request; errors as of `receive`."""
+        """Return the answer to a request; errors as of `receive`.
+
+        Interrupted while it waits, it ends the process: its answer would be taken for that to the next request.
+        """
         assert self._process.stdin is not None, "it is a pipe"
         with suppress(BrokenPipeError):  # where it has ended: the reader puts the end of its lines, which says so
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        return self.receive(timeout_s)
+        try:
+            return self.receive(timeout_s)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
         """Return its next answer.

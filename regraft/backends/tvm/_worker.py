@@ -1,17 +1,13 @@
 """This end of TileLang's process: started when it is first needed, one request at a time, replaced when it fails."""
 
 import atexit
-import json
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
-from queue import Empty, Queue
-from typing import IO, Any, Final
+from typing import Any, Final
 
+from regraft._child import Child, ChildError
 from regraft.backends.tvm._compat import check_tilelang
 from regraft.errors import BackendError
 
@@ -33,12 +29,12 @@ class Worker:
         self.timeout_s = timeout_s
         self.command = command
         self._lock = threading.Lock()
-        self._process: _Process | None = None
+        self._child: Child | None = None
 
     @property
     def pid(self) -> int | None:
         """Of the process, or None while there is none."""
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.pid
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to a request.
@@ -52,12 +48,11 @@ class Worker:
         """
         check_tilelang()
         with self._lock:
-            if self._process is None or not self._process.alive:
-                self._stop()
-                self._process = _Process(self.command)
-                self._receive()  # says its version when it has imported all
-            self._process.send(request)
-            answer = self._receive()
+            try:
+                answer = self._started().ask(request, self.timeout_s)
+            except ChildError as error:
+                self._child = None
+                raise BackendError(f"tilelang: {error}") from None
         if "error" in answer:
             raise BackendError(f"tilelang: {answer['error']}")
         return answer
@@ -67,78 +62,17 @@ class Worker:
         with self._lock:
             self._stop()
 
-    def _receive(self) -> dict[str, Any]:
-        assert self._process is not None, "a request starts one"
-        try:
-            line = self._process.lines.get(timeout=self.timeout_s)
-        except Empty:
+    def _started(self) -> Child:
+        if self._child is None or not self._child.alive:
             self._stop()
-            raise BackendError(f"tilelang: gave no answer in {self.timeout_s:g} s; its process was ended") from None
-        if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        ended = self._process.ended()
-        self._stop()
-        raise BackendError(f"tilelang: its process ended without an answer, {ended}")
+            self._child = Child(self.command)
+            self._child.receive(self.timeout_s)  # says its version when it has imported all
+        return self._child
 
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
-
-
-class _Process:
-    """The child, its pipes, and a thread that waits for its lines, so that waiting can end."""
-
-    def __init__(self, command: tuple[str, ...]) -> None:
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
-        self._child = subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8"
-        )
-        self.lines: Queue[str] = Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._child.poll() is None
-
-    def send(self, request: Mapping[str, Any]) -> None:
-        assert self._child.stdin is not None, "it is a pipe"
-        with suppress(BrokenPipeError):  # where it has ended: the reader puts the end of its lines, which says so
-            self._child.stdin.write(json.dumps(request) + "\n")
-            self._child.stdin.flush()
-
-    def ended(self) -> str:
-        """How it ended, as a phrase."""
-        code = self._child.wait()
-        self._errors.seek(0)
-        said = [line for line in self._errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        last = f": {said[-1].strip()[:300]}" if said and code > 0 else ""
-        return (f"by signal {-code}" if code < 0 else f"with code {code}") + last
-
-    def stop(self) -> None:
-        self._child.kill()
-        self._child.wait()
-        self._reader.join()
-        for stream in (self._child.stdin, self._child.stdout, self._errors):
-            if stream is not None:
-                _close(stream)
-
-    def _read(self) -> None:
-        assert self._child.stdout is not None, "it is a pipe"
-        for line in self._child.stdout:
-            self.lines.put(line)
-        self.lines.put("")
-
-
-def _close(stream: IO[Any]) -> None:
-    with suppress(BrokenPipeError):  # what was not written yet has no reader any more
-        stream.close()
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
 
 
 @lru_cache(maxsize=1)
