@@ -52,6 +52,7 @@ def products() -> list[Case]:
         Case("FusedMatMul", [a.swapaxes(1, 2).copy(), b.swapaxes(1, 2).copy()], turned, MICROSOFT, note="turned"),
         Case("Einsum", [a, b], {"equation": "bij,bjk->bik"}),
         Case("Einsum", [a, numbers(4, 2)], {"equation": "bij,jk->bki"}, note="turned"),
+        Case("Einsum", [a, numbers(3, 4)], {"equation": "bij,ij->b"}, note="summed"),
         Case("ReduceL1", [a, ints(1)]),
         Case("ReduceL2", [a, ints(-1)], {"keepdims": 0}),
         Case("ReduceSumSquare", [a, ints(1, 2)]),

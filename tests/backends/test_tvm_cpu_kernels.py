@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regraft.backends.tvm.kernels.cpu import Compiled, Operands, compile_kernel, cpu_kernels
+from regraft.backends.tvm.kernels.cpu import Compiled, Operands, _ir, _kernel, compile_kernel, cpu_kernels
 from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.errors import InputError, OptionError
 from regraft.ops import Example, Op, evaluate, get_op
@@ -60,6 +60,20 @@ def check(op: Op, tensors: dict[str, Tensor], attributes: Any = None, **tiles: i
 @pytest.mark.parametrize(("op", "example"), EXAMPLES, ids=label)
 def test_a_kernel_computes_what_the_oracle_of_its_op_does(op: Op, example: Example) -> None:
     check(op, example.tensors(torch.float32), example.attributes)
+
+
+@pytest.mark.parametrize("name", cpu_kernels())
+def test_a_kernel_computes_the_same_side_by_side_as_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    op = get_op(name)
+    tensors, attributes = op.examples[0].tensors(torch.float32), op.examples[0].attributes
+    alone = compiled(op, tensors, attributes)
+    assert isinstance(alone, Compiled)
+    found = alone(*varying(op, tensors))
+    monkeypatch.setattr(_ir, "LITTLE", -1)
+    monkeypatch.setattr(_kernel, "_CODE", {})
+    side_by_side = compiled(op, tensors, attributes)
+    assert isinstance(side_by_side, Compiled)
+    torch.testing.assert_close(side_by_side(*varying(op, tensors)), found, atol=1e-6, rtol=1e-6)
 
 
 def factors(rows: int, width: int = 33, rank: int = 17, columns: int = 65) -> dict[str, Tensor]:

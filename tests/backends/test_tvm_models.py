@@ -249,6 +249,14 @@ def test_code_that_computes_something_else_is_not_handed_out(monkeypatch: pytest
         compile_graph(graph, "tvm", "llvm")
 
 
+def test_an_infinite_result_in_the_place_of_a_finite_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = capture(nn.Linear(3, 2), (torch.ones(2, 3),))
+    run = type(graph).run
+    monkeypatch.setattr(type(graph), "run", lambda self, inputs: ((run(self, inputs)[0][0] / 0,), {}))
+    with pytest.raises(VerificationError, match="is off by inf of its size"):
+        compile_graph(graph, "tvm", "llvm")
+
+
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise _compat.PackageNotFoundError(name)

@@ -152,8 +152,16 @@ def _verify(graph: Graph, executable: TvmExecutable, example: Sequence[Tensor]) 
     wanted, _ = graph.run(list(example))
     found = executable(*example)
     for value, exact, result in zip(executable.outputs, wanted, found, strict=True):
-        size = exact.to(torch.float64).norm().clamp_min(1e-30)
-        error = float((result.to(torch.float64) - exact.to(torch.float64)).norm() / size)
+        error = _distance(result.to(torch.float64), exact.to(torch.float64))
         if not error <= TOLERANCE:
             where = f"tvm backend: output {value.name!r} of {graph.name}"
             raise VerificationError(f"{where} is off by {error:.2g} of its size; at most {TOLERANCE:g} is allowed")
+
+
+def _distance(result: Tensor, exact: Tensor) -> float:
+    """‖y - ŷ‖ / ‖y‖ of the finite numbers; infinite when what is infinite or no number lies elsewhere."""
+    infinite = exact.isinf()
+    if not (torch.equal(result.isnan(), exact.isnan()) and torch.equal(result[infinite], exact[infinite])):
+        return float("inf")
+    y, found = exact[exact.isfinite()], result[exact.isfinite()]
+    return float((found - y).norm() / y.norm().clamp_min(1e-30))

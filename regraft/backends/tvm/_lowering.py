@@ -166,11 +166,42 @@ def _cumsum(builder: Any, x: Any, axis: int, dtype: Any = None) -> Any:
     return builder.emit(relax.op.cumsum(x if own == wanted else relax.op.astype(x, wanted), axis=axis, dtype=wanted))
 
 
-def _extremum(reduce: Callable[..., Any]) -> Callable[..., Any]:
+def _extremum(reduce: Callable[..., Any], lowest: float, better: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Of infinities it is infinite, and of NaN it is NaN, as in torch; TVM's own begin at a finite number."""
+
+    def joined(one: Any, other: Any) -> Any:
+        return tirx.Select(tirx.any(better(one, other), tirx.isnan(one)), one, other)
+
+    reducer = te.comm_reducer(joined, lambda dtype: tirx.const(lowest, dtype), name="extremum")
+
     def lower(builder: Any, x: Any, axes: Sequence[int] = (), keepdim: bool = False) -> Any:
-        return builder.emit(reduce(x, axis=list(axes) or None, keepdims=keepdim))
+        if "float" not in x.struct_info.dtype:
+            return builder.emit(reduce(x, axis=list(axes) or None, keepdims=keepdim))
+        rank = x.struct_info.ndim
+        over = sorted(axis % rank for axis in axes) or list(range(rank))
+
+        def compute(x: Any) -> Any:
+            inner = {axis: te.reduce_axis((0, x.shape[axis]), name=f"k{axis}") for axis in over}
+            shape = [1 if axis in inner else x.shape[axis] for axis in range(rank) if keepdim or axis not in inner]
+
+            def element(*place: Any) -> Any:
+                outer = iter(at for axis, at in enumerate(place) if not (keepdim and axis in inner))
+                at = [inner[axis] if axis in inner else next(outer) for axis in range(rank)]
+                return reducer(x(*at), axis=list(inner.values()))
+
+            return te.compute(shape, element, name="extremum")
+
+        if not is_half(x.struct_info.dtype):
+            return builder.emit_te(compute, x)
+        wide = builder.emit_te(compute, builder.emit(relax.op.astype(x, "float32")))
+        return builder.emit(relax.op.astype(wide, x.struct_info.dtype))
 
     return lower
+
+
+def _view(builder: Any, x: Any, shape: Sequence[Any]) -> Any:
+    """TVM's importer fails where it compares extents that are products."""
+    return builder.emit(relax.op.reshape(x, list(shape)))
 
 
 def _linear_integer(builder: Any, codes: Any, weight: Any, zero_point: Any) -> Any:
@@ -228,8 +259,8 @@ def _int32(x: Any) -> Any:
 
 LOWERINGS: Final[Mapping[str, Callable[..., Any]]] = {
     "addmm.default": _addmm,
-    "amax.default": _extremum(relax.op.max),
-    "amin.default": _extremum(relax.op.min),
+    "amax.default": _extremum(relax.op.max, float("-inf"), lambda one, other: one >= other),
+    "amin.default": _extremum(relax.op.min, float("inf"), lambda one, other: one <= other),
     "bmm.default": _product,
     "convolution.default": convolution,
     "cumsum.default": _cumsum,
@@ -247,5 +278,6 @@ LOWERINGS: Final[Mapping[str, Callable[..., Any]]] = {
     "scatter_reduce.two": _scatter_reduce,
     "select.int": _select,
     "slice.Tensor": _slice,
+    "view.default": _view,
 }
 """By the names of torch's operators, as TVM's importer spells them."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, padded_vector, plus
 from regraft.backends.tvm.kernels.cpu._host import Host
-from regraft.backends.tvm.kernels.cpu._ir import Function, function
+from regraft.backends.tvm.kernels.cpu._ir import Function, by_work, function
 from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Result, multiply_add, product
 
@@ -29,7 +29,11 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         y = f.parameter("y", ("rows", columns), dtype)
         part = multiply_add(lambda row, k: x[row, k], panels, block, width)
         result = Result(y, lambda row, column: (row, column), columns)
-        product(block, rows, tiles["row_chunk"], columns, [part], plus(offsets, block), result)
+        finish = plus(offsets, block)
+        by_work(
+            rows * (width * columns),
+            lambda: product(block, rows, tiles["row_chunk"], columns, [part], finish, result),
+        )
 
     return Plan(
         {"width": width, "columns": columns, "dtype": dtype},

@@ -20,7 +20,7 @@ from regraft.backends.tvm.kernels.cpu._integer import (
     quantized,
     scaled,
 )
-from regraft.backends.tvm.kernels.cpu._ir import Function, function, load
+from regraft.backends.tvm.kernels.cpu._ir import Function, by_work, function, load
 from regraft.backends.tvm.kernels.cpu._kernel import Plan, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Block, Part, Place, Result, multiply_add, product
 
@@ -106,7 +106,9 @@ class IntegerLayer:
             x = f.parameter("x", ("rows", width), "float32")
             buffers = {name: f.parameter(name, tensor.shape, _name(tensor)) for name, tensor in tensors.items()}
             y = f.parameter("y", ("rows", columns), "float32")
-            self._write(f.symbol("rows"), (x, buffers, y), block, row_chunk, host)
+            rows = f.symbol("rows")
+            steps = rows * (columns * -(-width // group_of(host)))
+            by_work(steps, lambda: self._write(rows, (x, buffers, y), block, row_chunk, host))
 
         return Plan(
             {**problem, "few": few, "masked": self.outliers is not None},

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 from regraft.backends.tvm._compat import module
@@ -11,6 +12,9 @@ tirx: Final[Any] = module("tvm.tirx")
 _IRBuilder: Final[Any] = module("tvm.script.ir_builder").IRBuilder
 
 NAME: Final = "main"
+LITTLE: Final = 8_000_000
+"""Multiply-adds below which a kernel does not wake the other threads; see `by_work`."""
+_ALONE: Final[ContextVar[bool]] = ContextVar("alone", default=False)
 
 
 def function(body: Callable[["Function"], None]) -> Any:
@@ -120,8 +124,24 @@ def each(extent: Any) -> Any:
 
 
 def in_parallel(extent: Any) -> Any:
-    """Return a loop, entered by `with`, whose rounds run side by side."""
-    return T.parallel(index(0), index(extent))
+    """Return a loop, entered by `with`, whose rounds run side by side; not in a program for little work."""
+    return each(extent) if _ALONE.get() else T.parallel(index(0), index(extent))
+
+
+def by_work(multiply_adds: Any, write: Callable[[], None]) -> None:
+    """Write a program twice: for little work on the thread that calls, else side by side.
+
+    Waking threads costs some ten microseconds, and milliseconds where those of torch wait for work on their core.
+    """
+
+    def alone() -> None:
+        before = _ALONE.set(True)
+        try:
+            write()
+        finally:
+            _ALONE.reset(before)
+
+    either(multiply_adds <= index(LITTLE), alone, write)
 
 
 def along(extent: int, lanes: int, body: Callable[[Any, int], None]) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, padded_vector, plus
 from regraft.backends.tvm.kernels.cpu._host import Host
-from regraft.backends.tvm.kernels.cpu._ir import Function, function, scratch
+from regraft.backends.tvm.kernels.cpu._ir import Function, by_work, function, scratch
 from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Result, multiply_add, product
 
@@ -34,13 +34,17 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         second = f.parameter("up", (wide.size(columns, rank),), dtype)
         offsets = f.parameter("bias", (wide.size(columns),), dtype)
         y = f.parameter("y", ("rows", columns), dtype)
-        p = scratch(rows * rank, dtype)
-        part = multiply_add(lambda row, k: x[row, k], first, thin, width)
-        to_p = Result(p, lambda row, column: (row * rank + column,), rank)
-        product(thin, rows, tiles["row_chunk"], rank, [part], None, to_p)
-        part = multiply_add(lambda row, k: p[row * rank + k], second, wide, rank)
-        to_y = Result(y, lambda row, column: (row, column), columns)
-        product(wide, rows, tiles["row_chunk"], columns, [part], plus(offsets, wide), to_y)
+
+        def both() -> None:
+            p = scratch(rows * rank, dtype)
+            part = multiply_add(lambda row, k: x[row, k], first, thin, width)
+            to_p = Result(p, lambda row, column: (row * rank + column,), rank)
+            product(thin, rows, tiles["row_chunk"], rank, [part], None, to_p)
+            part = multiply_add(lambda row, k: p[row * rank + k], second, wide, rank)
+            to_y = Result(y, lambda row, column: (row, column), columns)
+            product(wide, rows, tiles["row_chunk"], columns, [part], plus(offsets, wide), to_y)
+
+        by_work(rows * (rank * (width + columns)), both)
 
     return Plan(
         {"width": width, "rank": rank, "columns": columns, "dtype": dtype},

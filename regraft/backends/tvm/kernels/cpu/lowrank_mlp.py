@@ -21,6 +21,7 @@ from regraft.backends.tvm.kernels.cpu._host import Host, threads
 from regraft.backends.tvm.kernels.cpu._ir import (
     Function,
     along,
+    by_work,
     ceil_div,
     each,
     function,
@@ -62,7 +63,9 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         x = f.parameter("x", ("rows", layer.width), "float32")
         residual = f.parameter("residual", ("rows", columns), "float32") if layer.residual else None
         buffers = {name: f.parameter(name, tensor.shape, "float32") for name, tensor in tensors.items()}
-        layer.write(f.symbol("rows"), x, residual, buffers, f.parameter("y", ("rows", columns), "float32"))
+        y = f.parameter("y", ("rows", columns), "float32")
+        rows, parameters = f.symbol("rows"), sum(height * width for height, width in sizes.values())
+        by_work(rows * parameters, lambda: layer.write(rows, x, residual, buffers, y))
 
     problem = {"sizes": sizes, "activation": layer.activation, "residual": layer.residual, "threads": threads()}
     shape = with_columns(columns)

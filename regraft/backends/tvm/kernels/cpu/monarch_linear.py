@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles, packed, plus
 from regraft.backends.tvm.kernels.cpu._host import Host
-from regraft.backends.tvm.kernels.cpu._ir import Function, function, index, least, most, scratch
+from regraft.backends.tvm.kernels.cpu._ir import Function, by_work, function, index, least, most, scratch
 from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Block, Result, multiply_add, over_tasks, panel_product
 from regraft.numerics.partition import Partition
@@ -74,9 +74,13 @@ class _Layer:
         left = f.parameter("left", (self.groups.size(cut.height, depth) * cut.out_blocks,), dtype)
         bias = f.parameter("bias", (self.groups.size(cut.height) * cut.out_blocks,), dtype)
         y = f.parameter("y", ("rows", cut.out_features), dtype)
-        h = scratch(rows * self.wide, dtype)
-        self._first(rows, x, right, h)
-        self._second(rows, h, (left, bias), y)
+
+        def both() -> None:
+            h = scratch(rows * self.wide, dtype)
+            self._first(rows, x, right, h)
+            self._second(rows, h, (left, bias), y)
+
+        by_work(rows * (self.wide * cut.width + cut.out_blocks * cut.height * depth), both)
 
     def _first(self, rows: Any, x: Any, right: Any, h: Any) -> None:
         cut, block = self.cut, self.runs

@@ -12,7 +12,7 @@ from torch import Tensor
 from regraft.backends.tvm.kernels.cpu._attention import Attention, Element, Offsets, Sizes
 from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_tiles
 from regraft.backends.tvm.kernels.cpu._host import Host
-from regraft.backends.tvm.kernels.cpu._ir import Function, function
+from regraft.backends.tvm.kernels.cpu._ir import Function, by_work, function
 from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, dense
 
 _OFFSETS: Final = ("mask", "bias")
@@ -41,7 +41,7 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
         offsets = tuple(_offsets(f, name) for name in present)
         y = f.parameter("y", _shape("q", split, heads, kv_heads, heads * value if split else value), "float32")
         sizes = Sizes(f.symbol("batch"), f.symbol("queries"), f.symbol("keys"), heads, kv_heads, head, value)
-        Attention(
+        layer = Attention(
             sizes,
             _element(q, split, head),
             _element(k, split, head),
@@ -54,7 +54,9 @@ def plan(given: Operands, tiles: Tiles, host: Host) -> Plan | str:
             block,
             tiles["query_chunk"],
             tiles["key_block"],
-        ).write()
+        )
+        products = sizes.batch * sizes.queries * sizes.keys * (heads * (head + value))
+        by_work(products, layer.write)
 
     def arguments(activations: Sequence[Tensor]) -> list[Any]:
         q, k, v, *others = activations

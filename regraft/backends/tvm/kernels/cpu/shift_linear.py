@@ -15,7 +15,7 @@ from regraft.backends.tvm.kernels.cpu._floating import TILES, block_of, default_
 from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.backends.tvm.kernels.cpu._int8_layer import IntegerLayer
 from regraft.backends.tvm.kernels.cpu._integer import integer_block
-from regraft.backends.tvm.kernels.cpu._ir import Function, function, load, spread
+from regraft.backends.tvm.kernels.cpu._ir import Function, by_work, function, load, spread
 from regraft.backends.tvm.kernels.cpu._kernel import CpuKernel, Operands, Plan, Tiles, as_rows, in_rows, with_columns
 from regraft.backends.tvm.kernels.cpu._product import Part, Place, Result, product
 
@@ -63,7 +63,10 @@ def _floating_plan(given: Operands, sizes: tuple[int, int], tiles: Tiles, host: 
             return total * load(factor, [place.column], block.lanes) + load(offset, [place.column], block.lanes)
 
         result = Result(y, lambda row, column: (row, column), columns)
-        product(block, rows, tiles["row_chunk"], columns, [Part(width, step, "float32")], finish, result)
+        parts = [Part(width, step, "float32")]
+        by_work(
+            rows * (width * columns), lambda: product(block, rows, tiles["row_chunk"], columns, parts, finish, result)
+        )
 
     problem = {"width": width, "columns": columns, "terms": terms, "activations": "float32"}
     return Plan(problem, packed, lambda: function(write), as_rows(width), with_columns(columns), in_rows)
