@@ -3,17 +3,20 @@
 from regraft.tune._cost_model import CostModel, Features, Machine, Quality, Sample, judge
 from regraft.tune._key import Key, bucket
 from regraft.tune._records import Content, Records, Skipped, Trial, fastest
-from regraft.tune._search import Measure, Measured, Outcome, Settings, search
+from regraft.tune._report import HEADER, Line, best_only, draw, lines_of, row
+from regraft.tune._search import Measure, Measured, Outcome, Sampler, Settings, search
 from regraft.tune._space import Config, Space, frozen
 from regraft.tune._task import Isolated, Task
 
 __all__ = [
+    "HEADER",
     "Config",
     "Content",
     "CostModel",
     "Features",
     "Isolated",
     "Key",
+    "Line",
     "Machine",
     "Measure",
     "Measured",
@@ -21,14 +24,19 @@ __all__ = [
     "Quality",
     "Records",
     "Sample",
+    "Sampler",
     "Settings",
     "Skipped",
     "Space",
     "Task",
     "Trial",
+    "best_only",
     "bucket",
+    "draw",
     "fastest",
     "frozen",
     "judge",
+    "lines_of",
+    "row",
     "search",
 ]

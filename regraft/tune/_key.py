@@ -51,9 +51,8 @@ class Key:
     @property
     def title(self) -> str:
         """Op, extents and types in a few words."""
-        extents = " ".join(f"{name}={extent}" for name, extent in self.shape)
         types = ",".join(dict.fromkeys(dtype for _, dtype in self.dtypes))
-        return f"{self.op} {extents} {types}".strip()
+        return " ".join((self.op, *_extents(self.shape), types)).strip()
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -68,6 +67,18 @@ class Key:
         shape = {str(name): int(extent) for name, extent in content["shape"].items()}
         dtypes = {str(name): str(dtype) for name, dtype in content["dtypes"].items()}
         return Key.of(content["op"], shape, dtypes, **texts)
+
+
+def _extents(shape: tuple[tuple[str, int], ...]) -> list[str]:
+    """Extents of one operand ("x.0", "x.1") together, the others by name."""
+    axes: dict[str, list[str]] = {}
+    for name, extent in shape:
+        operand, _, axis = name.rpartition(".")
+        axes.setdefault(operand if axis.isdecimal() and operand else f"{name}=", []).append(str(extent))
+    return [
+        f"{name}{'x'.join(found)}" if name.endswith("=") else f"{name}[{'x'.join(found)}]"
+        for name, found in axes.items()
+    ]
 
 
 def bucket(extent: int) -> int:

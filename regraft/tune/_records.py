@@ -138,9 +138,12 @@ class Records:
 
     def merge(self, others: Iterable["Records"]) -> int:
         """Append the trials of other files that are not here yet; return how many."""
+        return self.merge_trials(trial for other in others for trial in other.read().trials)
+
+    def merge_trials(self, trials: Iterable[Trial]) -> int:
+        """Append those that are not here yet; return how many."""
         known = {trial.id for trial in self.read().trials}
-        found = {trial.id: trial for other in others for trial in other.read().trials}
-        new = [trial for key, trial in found.items() if key not in known]
+        new = [trial for key, trial in {trial.id: trial for trial in trials}.items() if key not in known]
         if new:
             self.add(*new)
         return len(new)
