@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -105,9 +106,16 @@ class Compiled:
 
 @dataclass(frozen=True, eq=False)
 class _Code:
-    entry: Any
+    """Code that is compiled when it is first run: a whole graph compiles its kernels once more, together."""
+
+    op: str
     plan: Plan
+    host: Host
     dtypes: tuple[torch.dtype, ...]
+
+    @cached_property
+    def entry(self) -> Any:
+        return _build(self.op, self.plan, self.host)
 
 
 _CODE: Final[dict[str, _Code]] = {}
@@ -117,7 +125,7 @@ _CODE: Final[dict[str, _Code]] = {}
 def compile_kernel(
     kernel: CpuKernel, operands: Operands, tiles: Tiles | None = None, host: Host | None = None
 ) -> Compiled | str:
-    """Compile a kernel for a layer, or return why it does not fit.
+    """Return a kernel for a layer, compiled when it is first run, or why it does not fit.
 
     Args:
         kernel: of the op.
@@ -127,7 +135,6 @@ def compile_kernel(
 
     Raises:
         OptionError: for a tile parameter or a value that the kernel does not have.
-        BackendError: when TVM cannot compile it.
     """
     processor = host or this_host()
     chosen = {**kernel.default(processor), **(tiles or {})}
@@ -141,7 +148,7 @@ def compile_kernel(
     described = {"op": kernel.op, "problem": dict(plan.problem), "tiles": chosen, "cpu": processor.cpu}
     key = json.dumps(described, sort_keys=True)
     if key not in _CODE:
-        _CODE[key] = _Code(_build(kernel.op, plan, processor), plan, tuple(operands.activations.values()))
+        _CODE[key] = _Code(kernel.op, plan, processor, tuple(operands.activations.values()))
     return Compiled(key, plan)
 
 
@@ -165,6 +172,7 @@ def run(key: str, activations: Sequence[Tensor], packed: Sequence[Tensor]) -> Te
 
     Raises:
         InputError: when an activation has another dtype, or lies on another device.
+        BackendError: when TVM cannot compile it.
     """
     code = _CODE[key]
     for tensor, dtype in zip(activations, code.dtypes, strict=True):
