@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backends import compile_graph
-from regraft.backends.tvm import _calls
+from regraft.backends.tvm import _maker
 from regraft.backends.tvm._decompose import program_of
-from regraft.backends.tvm.kernels.cpu._host import this_host
 from regraft.frontends.onnx import load, single_node_model
 from regraft.frontends.torch import FxGraph, capture
 from regraft.frontends.torch.library import torch_op
@@ -85,8 +84,8 @@ def integer_layer() -> tuple[Graph, Tensor]:
 def test_the_integer_product_is_one_of_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, _ = integer_layer()
     assert isinstance(graph, FxGraph)
-    monkeypatch.setattr(_calls, "cpu_kernels", dict)
-    program = program_of(graph, this_host())
+    monkeypatch.setattr(_maker, "cpu_kernels", dict)
+    program = program_of(graph, _maker.CpuMaker())
     assert "linear_integer" in str(program.graph)
     kinds = {node.meta["val"].dtype for node in program.graph.nodes if isinstance(node.meta.get("val"), Tensor)}
     assert torch.int32 in kinds

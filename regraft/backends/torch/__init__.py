@@ -1,4 +1,4 @@
-"""Runs a captured PyTorch model in PyTorch, eagerly; on the CPU its structured ops can run on TVM's kernels."""
+"""Runs a captured PyTorch model in PyTorch, eagerly; its structured ops can run on kernels of our own."""
 
 import copy
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from regraft.graph import Graph
 from regraft.graph.snapshot import SnapshotValue
 
 KERNELS: Final = (None, "tvm")
-"""What structured ops can run on: PyTorch's own operators, or kernels compiled by TVM."""
+"""What structured ops can run on: PyTorch's own operators, or kernels compiled by TVM (for a GPU, by TileLang)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,13 @@ def compile(graph: Graph, target: str, *, kernels: str | None = None) -> TorchEx
     Args:
         graph: what to run.
         target: "cpu" or "cuda".
-        kernels: "tvm" runs structured ops on kernels that are compiled for this processor, where one exists and fits,
-            each checked on the example inputs; the executable's `kernels` say which. None: as PyTorch's operators.
+        kernels: "tvm" runs structured ops on kernels that are compiled for this processor or GPU, where one exists and
+            fits, each checked on the example inputs; the executable's `kernels` say which. None: as PyTorch's
+            operators. On a GPU each op has a kernel for as many rows as the example inputs have, and one for few rows.
 
     Raises:
         OptionError: for other kernels.
-        BackendError: for a graph from ONNX, a target that is not there, or kernels that the target does not have.
+        BackendError: for a graph from ONNX, a target that is not there, or a GPU that there are no kernels for.
         MissingExtraError: when what compiles the kernels is not installed.
         VerificationError: when a kernel does not compute what its op does.
     """
@@ -68,12 +69,10 @@ def compile(graph: Graph, target: str, *, kernels: str | None = None) -> TorchEx
         raise BackendError("torch backend: runs models captured from PyTorch; got an ONNX graph", hint=hint)
     if target == "cuda" and not torch.cuda.is_available():
         raise BackendError("torch backend: target 'cuda' needs a GPU that torch can see; there is none")
-    if kernels is not None and target != "cpu":
-        raise BackendError(f"torch backend: kernels={kernels!r} needs target 'cpu'; got {target!r}")
     device = torch.device(target)
     described = target, inputs_of(graph), outputs_of(graph), device, graph
     if kernels is not None:
-        module, uses = with_kernels(graph)
+        module, uses = with_kernels(graph, target)
         return TorchExecutable(module, *described, kernels=uses)
     # Copies of a graph share weights; moving those would move the model's own.
     module = graph.module if target == "cpu" else copy.deepcopy(graph.module).to(device)

@@ -74,16 +74,20 @@ def load(path: str | os.PathLike[str]) -> "Library":
     return library
 
 
-def with_kernels(graph: "FxGraph") -> "tuple[nn.Module, tuple[KernelUse, ...]]":
-    """Return a captured program as a module whose structured ops run on kernels for the CPU, and which of them do.
+def with_kernels(graph: "FxGraph", target: str = "cpu") -> "tuple[nn.Module, tuple[KernelUse, ...]]":
+    """Return a captured program as a module whose structured ops run on kernels, and which of them do.
+
+    Args:
+        graph: the program; not changed.
+        target: "cpu", or "cuda": the current GPU of torch, for which kernels are built by nvcc unless they were before.
 
     Raises:
-        MissingExtraError: when TVM is not installed.
+        MissingExtraError: when TVM is not installed, or for a GPU nvcc.
         VerificationError: when a kernel does not compute what its op does.
-        BackendError: when TVM cannot compile a kernel.
+        BackendError: when a kernel cannot be compiled, or there are none for this GPU.
     """
     check_pins()
-    found: tuple[nn.Module, tuple[KernelUse, ...]] = import_module(f"{__name__}._torch").with_kernels(graph)
+    found: tuple[nn.Module, tuple[KernelUse, ...]] = import_module(f"{__name__}._torch").with_kernels_on(graph, target)
     return found
 
 

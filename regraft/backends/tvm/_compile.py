@@ -23,6 +23,7 @@ from regraft.backends.tvm._extents import limits_of
 from regraft.backends.tvm._importer import Importer
 from regraft.backends.tvm._kernel_calls import library_of
 from regraft.backends.tvm._library import CPU, PORTS, Library, started
+from regraft.backends.tvm._maker import CpuMaker, Maker
 from regraft.backends.tvm._onnx import program_of_onnx
 from regraft.backends.tvm._ports import Port, Ports, PortType
 from regraft.backends.tvm._schedule import pipeline
@@ -30,12 +31,21 @@ from regraft.backends.tvm.kernels.cpu._host import Host, host_of
 from regraft.errors import BackendError, VerificationError
 from regraft.frontends.onnx import OnnxGraph
 from regraft.frontends.torch import FxGraph
-from regraft.graph import Graph
+from regraft.graph import Graph, Node
 from regraft.graph.snapshot import SnapshotValue
 from regraft.passes import FuseAttention, Settings, run_passes
 
 TOLERANCE: Final = 1e-3
 """Largest ‖y - ŷ‖ / ‖y‖ of an output beside the original: a step of an 8-bit activation may fall to the other side."""
+DEEP_TOLERANCE: Final = 0.1
+"""The same where several layers round activations: from layer to layer a difference grows to the size of their steps.
+
+MiniLM in 8 bits moves by 0.03 when its embeddings are multiplied by 1 + 1e-6.
+"""
+_ROUNDING: Final = frozenset(
+    {"int8_linear", "int8_outlier_linear", "int8_topk_linear", "aten.round.default", "DynamicQuantizeLinear"}
+    | {"QuantizeLinear", "Round"}
+)
 
 _TYPES: Final = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
@@ -85,7 +95,7 @@ def compile_for_cpu(graph: Graph, target: str, mcpu: str | None = None) -> TvmEx
     """Return an executable; see `regraft.backends.tvm.compile`."""
     inputs, outputs = _side(inputs_of(graph), "input"), _side(outputs_of(graph), "output")
     host = host_of(mcpu)
-    program, example = _program(_fused(graph), host)
+    program, example = _program(_fused(graph), CpuMaker(host))
     ports = Ports(inputs, outputs, limits_of(program, inputs))
     importer = Importer()
     unsupported = importer.unsupported(program)
@@ -102,12 +112,12 @@ def _fused(graph: Graph) -> Graph:
     return run_passes(graph, [FuseAttention()], Settings(strict=False))[0]
 
 
-def _program(graph: Graph, host: Host) -> tuple[ExportedProgram, Sequence[Tensor]]:
+def _program(graph: Graph, maker: Maker) -> tuple[ExportedProgram, Sequence[Tensor]]:
     """The program in core operators, and inputs that it can be tried with."""
     if isinstance(graph, OnnxGraph):
-        return program_of_onnx(graph, host)
+        return program_of_onnx(graph, maker)
     assert isinstance(graph, FxGraph)
-    return program_of(graph, host), [leaf for leaf in tree_leaves(graph.example_inputs) if isinstance(leaf, Tensor)]
+    return program_of(graph, maker), [leaf for leaf in tree_leaves(graph.example_inputs) if isinstance(leaf, Tensor)]
 
 
 def _side(values: Sequence[SnapshotValue], side: str) -> tuple[Port, ...]:
@@ -149,13 +159,21 @@ def _says(name: str, text: str) -> Any:
 
 def _verify(graph: Graph, executable: TvmExecutable, example: Sequence[Tensor]) -> None:
     """Raise VerificationError unless the compiled code computes what the graph does."""
+    allowed = DEEP_TOLERANCE if sum(map(_rounds, graph.nodes())) > 1 else TOLERANCE
     wanted, _ = graph.run(list(example))
     found = executable(*example)
     for value, exact, result in zip(executable.outputs, wanted, found, strict=True):
         error = _distance(result.to(torch.float64), exact.to(torch.float64))
-        if not error <= TOLERANCE:
+        if not error <= allowed:
             where = f"tvm backend: output {value.name!r} of {graph.name}"
-            raise VerificationError(f"{where} is off by {error:.2g} of its size; at most {TOLERANCE:g} is allowed")
+            raise VerificationError(f"{where} is off by {error:.2g} of its size; at most {allowed:g} is allowed")
+
+
+def _rounds(node: Node) -> bool:
+    """Whether a layer rounds its activations."""
+    if node.op == "shift_linear":
+        return bool(node.attributes.get("activations", 0))
+    return node.op in _ROUNDING or node.native in _ROUNDING
 
 
 def _distance(result: Tensor, exact: Tensor) -> float:

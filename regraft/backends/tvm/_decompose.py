@@ -5,15 +5,15 @@ The integer product, for which torch has three forms, is one operator here, so t
 
 import warnings
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from regraft.backends._again import export_again
-from regraft.backends.tvm._calls import apply_calls, planned_calls
-from regraft.backends.tvm.kernels.cpu._host import Host
+from regraft.backends.tvm._calls import apply_calls, planned_calls, traced_call
+from regraft.backends.tvm._maker import Maker
 from regraft.frontends.torch import FxGraph
 from regraft.frontends.torch.library import torch_op
 from regraft.ops import AttributeValue, Op, TorchBuilder, all_ops
@@ -64,12 +64,13 @@ def in_core_operators(program: ExportedProgram) -> ExportedProgram:
         return program.run_decompositions()
 
 
-def program_of(graph: FxGraph, host: Host) -> ExportedProgram:
+def program_of(graph: FxGraph, maker: Maker) -> ExportedProgram:
     """Return a captured program in core operators and calls of kernels.
 
     Raises:
         ExportError: when torch cannot trace it again.
     """
-    calls = planned_calls(graph, host)
-    instead = {torch_op(name): meaning(op) for name, op in all_ops().items()}
+    calls = planned_calls(graph, maker)
+    instead: dict[Any, Callable[..., Tensor]] = {torch_op(name): meaning(op) for name, op in all_ops().items()}
+    instead[torch.ops.regraft_kernels.run.default] = traced_call
     return in_core_operators(export_again(graph, instead, lambda module: apply_calls(module, calls)))

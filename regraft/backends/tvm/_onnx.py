@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from regraft.backends._again import first_line
-from regraft.backends.tvm._calls import Call, planned_calls
+from regraft.backends.tvm._calls import Call, planned_calls, traced_call
 from regraft.backends.tvm._decompose import in_core_operators, meaning
+from regraft.backends.tvm._maker import Maker
 from regraft.backends.tvm._onnx_extents import as_integers, as_tensor, on_extents, refused
 from regraft.backends.tvm._onnx_operators import OPERATORS, REASONS
-from regraft.backends.tvm.kernels.cpu._host import Host
 from regraft.errors import BackendError
 from regraft.frontends.onnx import DOMAIN, OnnxGraph, structured_op, to_torch
 from regraft.frontends.onnx._canonical import native_name
@@ -30,7 +30,7 @@ _MOST_EXTENTS: Final = 64
 """Stored int64 vectors up to this length are taken for shapes, axes and the like, which must be known when tracing."""
 
 
-def program_of_onnx(graph: OnnxGraph, host: Host) -> tuple[ExportedProgram, list[Tensor]]:
+def program_of_onnx(graph: OnnxGraph, maker: Maker) -> tuple[ExportedProgram, list[Tensor]]:
     """Return the graph in core operators and calls of kernels, and inputs that it can be tried with.
 
     Symbolic dims are free.
@@ -46,7 +46,7 @@ def program_of_onnx(graph: OnnxGraph, host: Host) -> tuple[ExportedProgram, list
     try:
         with torch.no_grad():
             traced = torch.export.export(
-                _OnnxModule(model, planned_calls(graph, host)), tuple(example), dynamic_shapes={"inputs": dims}
+                _OnnxModule(model, planned_calls(graph, maker)), tuple(example), dynamic_shapes={"inputs": dims}
             )
     except BackendError:
         raise
@@ -101,8 +101,8 @@ class _OnnxModule(nn.Module):
         self._calls = {call.node.outputs[0].key: call for call in calls}
         self._packed: dict[str, list[str]] = {}
         for key, call in self._calls.items():
-            self._packed[key] = [f"kernel{len(self._packed)}_{place}" for place in range(len(call.kernel.plan.packed))]
-            for name, tensor in zip(self._packed[key], call.kernel.plan.packed, strict=True):
+            self._packed[key] = [f"kernel{len(self._packed)}_{place}" for place in range(len(call.kernel.packed))]
+            for name, tensor in zip(self._packed[key], call.kernel.packed, strict=True):
                 self.register_buffer(name, tensor)
         self._extents: dict[ir.Value, np.ndarray] = {}
         self._weights: dict[ir.Value, str] = {}
@@ -156,7 +156,7 @@ class _OnnxModule(nn.Module):
         by_name = {str(value.name): operand for value, operand in zip(node.inputs, operands, strict=True) if value}
         activations = [by_name[name] for name in call.activations]
         packed = [getattr(self, name) for name in self._packed[key]]
-        return torch.ops.regraft_kernels.run(activations, packed, call.kernel.key)
+        return traced_call(activations, packed, call.kernel.key)
 
 
 def _is_choice(node: ir.Node) -> bool:

@@ -99,6 +99,11 @@ class Compiled:
     key: str
     plan: Plan
 
+    @property
+    def packed(self) -> tuple[Tensor, ...]:
+        """Weights in the order in which the code reads them."""
+        return self.plan.packed
+
     def __call__(self, *activations: Tensor) -> Tensor:
         """Return the result of the op."""
         return run(self.key, activations, self.plan.packed)
