@@ -92,7 +92,9 @@ def gates_for(budget: Budget | None, graph: Graph, probes: Sequence[Any]) -> lis
         gates.append(ScoreGate(budget.max_drop, lambda other: score(other, evaluate), score(graph, evaluate)))
     if budget.min_speedup is not None:
         target = budget.target
-        gates.append(SpeedGate(budget.min_speedup, lambda other: speedup(graph, other, probes[0], target)))
+        gates.append(
+            SpeedGate(budget.min_speedup, lambda other: speedup(graph, other, probes[0], target), target == "cpu")
+        )
     return gates
 
 

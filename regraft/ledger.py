@@ -48,6 +48,9 @@ class Entry:
         output: key of the value that the new node computes; the same before and after.
         other_calls: the calls of the layer after the first one, whose nodes and output are the two above.
         pass_place: number of the pass in `Ledger.passes`, from 0; None when it is not known.
+        seconds_before: time of the site alone, median, where it was measured (`Budget.min_speedup`); None in a ledger
+            that was read from a model's file.
+        seconds_after: the same of what stands there now, or would, measured in turn with it.
     """
 
     pass_name: str
@@ -66,6 +69,8 @@ class Entry:
     output: str = ""
     other_calls: tuple[Call, ...] = ()
     pass_place: int | None = None
+    seconds_before: float | None = None
+    seconds_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,8 @@ class Ledger:
 
     def without_times(self) -> "Ledger":
         """Return the ledger with what the same run would give again."""
-        return Ledger([replace(record, seconds=None) for record in self.passes], list(self.entries))
+        entries = [replace(entry, seconds_before=None, seconds_after=None) for entry in self.entries]
+        return Ledger([replace(record, seconds=None) for record in self.passes], entries)
 
     def without_keys(self) -> "Ledger":
         """Return the ledger for a graph of other keys, as an export to another graph language has: sites stay named."""
@@ -214,6 +220,8 @@ def entry_cells(entry: Entry) -> tuple[str, str, str, str, str]:
     size = ""
     if entry.bytes_before is not None and entry.bytes_after is not None:
         size = sizes_text(entry.bytes_before, entry.bytes_after)
+    if entry.seconds_before is not None and entry.seconds_after is not None:
+        size = f"{size}  {1e3 * entry.seconds_before:.3g} -> {1e3 * entry.seconds_after:.3g} ms".lstrip()
     return name, site, f"{escape(entry.before)} -> {escape(entry.after)}", error, size
 
 

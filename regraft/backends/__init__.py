@@ -7,8 +7,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Final
 
+from regraft._timing import Comparison, Timing, compare
 from regraft.backends._executable import Executable
-from regraft.backends._measure import Comparison, Timing, compare
 from regraft.errors import OptionError, UnknownNameError
 
 if TYPE_CHECKING:  # graphs need torch, which is not there where a compiled library runs

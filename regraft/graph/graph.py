@@ -1,6 +1,6 @@
 """The protocol that passes see: one small surface over torch.fx graphs and ONNX graphs."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -167,6 +167,10 @@ class Graph(Protocol):
         Raises:
             GraphError: when an output depends on a graph input that is not given.
         """
+        ...
+
+    def prepared(self, outputs: Sequence[str], given: Mapping[str, Tensor]) -> Callable[[], Sequence[Tensor]]:
+        """Return what computes values from others whenever it is called, to be timed; see `evaluate`."""
         ...
 
     def validate(self) -> None:

@@ -28,7 +28,7 @@ from regraft.errors import (
 from regraft.graph import Graph, LinearSite, Site
 from regraft.graph.graph import Outputs
 from regraft.ledger import Ledger, PassRecord
-from regraft.passes._budget import Gate
+from regraft.passes._budget import Gate, least_speedup
 from regraft.passes._build import build_sites
 from regraft.passes._check import Question, SiteCheck, check_sites, model_error, violation_of, worst
 from regraft.passes._instruments import Instrument
@@ -37,6 +37,7 @@ from regraft.passes._pass import Reject
 from regraft.passes._regions import Region, check_regions
 from regraft.passes._registry import AnyPass, spelling
 from regraft.passes._run import Candidate, PassRun
+from regraft.passes._site_times import site_times
 from regraft.passes._statistics import SiteStatistics, collect
 from regraft.passes._targets import idle_patterns
 
@@ -118,7 +119,7 @@ class _Manager:
         nothing = "" if run.candidates else run.nothing_to_do()
         if nothing:
             run.notes.append(nothing)
-        graph = self._within_budget(run, self._build_checked(run)) if run.candidates else run.before
+        graph = self._within_budget(run, self._paying(run, self._build_checked(run))) if run.candidates else run.before
         graph = given if graph is run.before else graph
         self.ledger.entries.extend(run.entries())
         error, seconds = self._error_of(graph), time.perf_counter() - begin
@@ -258,6 +259,25 @@ class _Manager:
         warnings.warn(f"{run.item.name}: {told}", RegraftWarning, stacklevel=2)
         run.notes.append(told)
         return "" if can_stay else what
+
+    def _paying(self, run: PassRun, graph: Graph) -> Graph:
+        """Take back the sites that are slower alone than a limit of speed allows."""
+        least, built, settings = least_speedup(self.settings.gates), run.standing, self.settings
+        if not least or not built:
+            return graph
+        settings.report(f"{run.item.name}: time", 0, len(built))
+        sites = [candidate.site for candidate in built]
+        for candidate, times in zip(
+            built, site_times(run.before, graph, sites, settings.probes, settings.seed), strict=True
+        ):
+            candidate.times = times
+            if times is not None and times[0] < least * times[1]:
+                what = f"budget min_speedup={least:g}: {1e3 * times[1]:.3g} ms, before {1e3 * times[0]:.3g} ms"
+                candidate.lost = self._violated(BudgetError, run, what, candidate.site.name)
+        settings.report(f"{run.item.name}: time", len(built), len(built))
+        if len(run.standing) == len(built):
+            return graph
+        return self._build(run, run.standing) if run.standing else run.before
 
     def _within_budget(self, run: PassRun, graph: Graph) -> Graph:
         waived: set[int] = set()  # by place: two gates may be equal

@@ -46,14 +46,14 @@ def check_regions(
         seed: of random operands.
     """
     keys = dict.fromkeys(key for region in regions for key in region.site.operands.values())
-    tapped = _tapped(before, [key for key in keys if not before.value(key).nested], probes, seed)
+    tapped = tapped_operands(before, [key for key in keys if not before.value(key).nested], probes, seed)
     return [
         _check(before, after, region, tapped, calibrated=calibrated and bool(probes), seed=seed) for region in regions
     ]
 
 
-def _tapped(graph: Graph, keys: Sequence[str], probes: Sequence[Any], seed: int) -> Operands:
-    """What values hold in the first batch, and the inputs of the graph, from which extents are read along the way."""
+def tapped_operands(graph: Graph, keys: Sequence[str], probes: Sequence[Any], seed: int) -> Operands:
+    """Return what values hold in the first batch, and the graph's inputs, whose extents are read along the way."""
     inputs = [value.key for value in graph.inputs()]
     if not keys:
         return {}
@@ -71,7 +71,7 @@ def _tapped(graph: Graph, keys: Sequence[str], probes: Sequence[Any], seed: int)
 
 def _check(before: Graph, after: Graph, region: Region, tapped: Operands, *, calibrated: bool, seed: int) -> SiteCheck:
     site, rows = region.site, "calibration" if calibrated else "random"
-    given = _given(before, site, tapped, seed)
+    given = operands_of(before, site, tapped, seed)
     if given is None:
         return SiteCheck(math.inf, 0.0, rows, "it cannot be checked: the type of an operand is not known")
     try:
@@ -89,7 +89,8 @@ def _check(before: Graph, after: Graph, region: Region, tapped: Operands, *, cal
     return SiteCheck(error_of([(wanted, got)]), allowed, rows, failure)
 
 
-def _given(graph: Graph, site: Site, tapped: Operands, seed: int) -> Operands | None:
+def operands_of(graph: Graph, site: Site, tapped: Operands, seed: int) -> Operands | None:
+    """Return contents of a site's operands: tapped ones, else random ones; None when a type is not known."""
     inputs = {value.key: tapped[value.key] for value in graph.inputs() if value.key in tapped}
     known = {key: tapped[key] for key in site.operands.values() if key in tapped}
     if len(known) == len(set(site.operands.values())):

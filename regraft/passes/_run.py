@@ -23,12 +23,14 @@ class Candidate:
     Attributes:
         check: what was measured on it, on the worst of its calls.
         lost: why it was taken back, or "".
+        times: seconds of the site alone, before and after, where they were measured.
     """
 
     site: Site
     plan: Plan
     check: SiteCheck | None = None
     lost: str = ""
+    times: tuple[float, float] | None = None
 
     def changed(self, before: Graph, after: Graph) -> bool:
         """Whether anything else than before computes the output of every call."""
@@ -123,6 +125,8 @@ def _entry(run: PassRun, candidate: Candidate) -> Entry:
         output=site.output,
         other_calls=tuple(Call(call.output, tuple(call.nodes)) for call in site.calls[1:]),
         pass_place=run.place,
+        seconds_before=None if candidate.times is None else candidate.times[0],
+        seconds_after=None if candidate.times is None else candidate.times[1],
     )
 
 

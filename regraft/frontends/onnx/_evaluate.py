@@ -1,6 +1,6 @@
 """Evaluating a part of a model: the nodes between given values and wanted ones, as a small model of their own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -16,10 +16,10 @@ from regraft.graph.types import torch_dtype
 _PREFIX: Final = "regraft.part."
 
 
-def evaluate(
+def prepared(
     model: ir.Model, index: Index, wanted: Sequence[ir.Value], given: Mapping[ir.Value, Tensor]
-) -> list[Tensor]:
-    """Compute `wanted` from `given` and constants.
+) -> Callable[[], list[Tensor]]:
+    """Return what computes `wanted` from `given` and constants.
 
     Args:
         model: what the values belong to; not changed.
@@ -34,16 +34,19 @@ def evaluate(
     nodes, constants = _between(index, unknown, given)
     feeds = {value: _converted(value, tensor) for value, tensor in given.items()}
     computed = [value for value in dict.fromkeys(wanted) if value not in feeds and constant_of(value) is None]
-    results: dict[ir.Value, Tensor] = {}
-    if computed:
-        part, names = _model_of(model, nodes, constants, feeds, computed)
-        session = open_session(*light_proto(part), "the part that is evaluated")
-        outputs = [names[value] for value in computed]
-        inputs = {names[value]: tensor for value, tensor in feeds.items() if value in names}
-        results = dict(zip(computed, session.run(outputs, inputs), strict=True))
-    return [
-        feeds[value] if value in feeds else results[value] if value in results else _stored(value) for value in wanted
-    ]
+    stored = {value: _stored(value) for value in wanted if value not in feeds and value not in computed}
+    if not computed:
+        return lambda: [feeds[value] if value in feeds else stored[value] for value in wanted]
+    part, names = _model_of(model, nodes, constants, feeds, computed)
+    session = open_session(*light_proto(part), "the part that is evaluated")
+    outputs = [names[value] for value in computed]
+    inputs = {names[value]: tensor for value, tensor in feeds.items() if value in names}
+
+    def run() -> list[Tensor]:
+        results = {**feeds, **stored, **dict(zip(computed, session.run(outputs, inputs), strict=True))}
+        return [results[value] for value in wanted]
+
+    return run
 
 
 def _between(

@@ -1,6 +1,6 @@
 """`OnnxGraph`: an ONNX model seen and rewritten through the `Graph` protocol."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from regraft.errors import GraphError
 from regraft.frontends.onnx._calls import Opened, close_calls
 from regraft.frontends.onnx._canonical import DOMAIN
 from regraft.frontends.onnx._check import check_model
-from regraft.frontends.onnx._evaluate import evaluate
+from regraft.frontends.onnx._evaluate import prepared
 from regraft.frontends.onnx._functions import Values
 from regraft.frontends.onnx._index import Index
 from regraft.frontends.onnx._inline import inline_functions
@@ -180,8 +180,12 @@ class OnnxGraph:
 
     def evaluate(self, outputs: Sequence[str], given: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """Compute values from others in ONNX Runtime, in the graph's element types; see `Graph.evaluate`."""
+        return self.prepared(outputs, given)()
+
+    def prepared(self, outputs: Sequence[str], given: Mapping[str, Tensor]) -> Callable[[], Sequence[Tensor]]:
+        """Return a session's run over a part of the model; see `Graph.prepared`."""
         wanted = [self._native(key) for key in outputs]
-        return evaluate(self.model, self._index, wanted, {self._native(key): tensor for key, tensor in given.items()})
+        return prepared(self.model, self._index, wanted, {self._native(key): tensor for key, tensor in given.items()})
 
     def validate(self) -> None:
         """Check the model with ONNX's checker and shape inference; raises GraphError that names what is broken."""

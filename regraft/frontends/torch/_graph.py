@@ -1,6 +1,6 @@
 """A captured PyTorch program behind the Graph protocol."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from regraft.frontends.torch._canonical import is_getitem
 from regraft.frontends.torch._expand import expand
 from regraft.frontends.torch._program import Program
 from regraft.frontends.torch._rewrite import insert, rewrite
-from regraft.frontends.torch._run import evaluate_part, run_program
+from regraft.frontends.torch._run import prepared_part, run_program
 from regraft.frontends.torch._signature import Leaf, Signature, signature_of
 from regraft.frontends.torch._types import Typer, name_dims
 from regraft.frontends.torch._views import METADATA, Views, is_input
@@ -221,7 +221,11 @@ class FxGraph:
         Raises:
             GraphError: when an output depends on a graph input that is not given.
         """
-        return evaluate_part(self._program, outputs, given)
+        return self.prepared(outputs, given)()
+
+    def prepared(self, outputs: Sequence[str], given: Mapping[str, Tensor]) -> Callable[[], Sequence[Tensor]]:
+        """Return what runs a part of the program; see `Graph.prepared`."""
+        return prepared_part(self._program, outputs, given)
 
     def validate(self) -> None:
         """Check the graph's invariants.

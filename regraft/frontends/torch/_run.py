@@ -1,6 +1,6 @@
 """Runs a program node by node: whole with some values kept, or only the part between given and wanted values."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +40,8 @@ def run_program(
     return tuple(torch.as_tensor(values[node]) for node in returned), tapped
 
 
-def evaluate_part(program: Program, outputs: Sequence[str], given: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return values of the program, computed from given ones.
+def prepared_part(program: Program, outputs: Sequence[str], given: Mapping[str, Tensor]) -> Callable[[], list[Tensor]]:
+    """Return what computes values of the program from given ones.
 
     Raises:
         GraphError: when an output depends on an input of the graph that is not given, or a key is unknown.
@@ -49,8 +49,13 @@ def evaluate_part(program: Program, outputs: Sequence[str], given: Mapping[str, 
     wanted = [_locate(program, key) for key in outputs]
     known = {program.node(key, "evaluate"): value for key, value in given.items()}
     nodes = _between(known, [node for node, _ in wanted])
-    values = _Evaluator(program).compute(nodes, known, [node for node, _ in wanted])
-    return [_picked(values, node, place) for node, place in wanted]
+    evaluator, kept = _Evaluator(program), [node for node, _ in wanted]
+
+    def run() -> list[Tensor]:
+        values = evaluator.compute(nodes, known, kept)
+        return [_picked(values, node, place) for node, place in wanted]
+
+    return run
 
 
 class _Evaluator(fx.Interpreter):

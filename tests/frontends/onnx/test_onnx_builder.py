@@ -142,6 +142,7 @@ CASES = (
     Case("swap_last", lambda b, x: b.swap_last(x), {"x": B}),
     Case("swap_last", lambda b, x: b.swap_last(x), {"x": B}, ("x",)),
     Case("permute", lambda b, x: b.permute(x, (2, 0, -2)), {"x": A}),
+    Case("lead", lambda b, x: b.lead(x, 2), {"x": A}),
     Case("reshape", lambda b, x: b.reshape(x, (0, -1, 1)), {"x": A}),
     Case("as_rows", lambda b, x: b.as_rows(x), {"x": normal(2, 3, 4, 5)}),
     Case("as_rows", lambda b, x: b.as_rows(x), {"x": normal(5)}),
