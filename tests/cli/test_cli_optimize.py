@@ -189,6 +189,7 @@ REFUSALS = {
     "missing batch": (["-p", PASS, "-o", "out.onnx", "--calibration", "no.npz"], 2, "inputs no.npz do not exist"),
     "missing inputs": (["-p", PASS, "-o", "out.onnx", "--inputs", "no.npz"], 2, "inputs no.npz do not exist"),
     "negative budget": (["-p", PASS, "-o", "out.onnx", "--max-error", "-1"], 2, "budget: max_error must be at least 0"),
+    "no speedup": (["-p", PASS, "-o", "out.onnx", "--min-speedup", "0"], 2, "budget: min_speedup must be above 0"),
 }
 
 

@@ -55,6 +55,9 @@ def optimize(
     ] = None,
     inputs: InputsOption = None,
     max_error: Annotated[float | None, typer.Option(help="Budget: largest relative output error.")] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Budget: least speedup, measured; 1 keeps what is not slower.")
+    ] = None,
     on_violation: Annotated[
         Literal["rollback", "raise", "warn"], typer.Option(help="When a check or the budget fails.")
     ] = "rollback",
@@ -84,7 +87,8 @@ def optimize(
     sources = [path for path in (recipe, inputs, *batches) if path is not None]
     outputs.check(sources if is_function(model) else [Path(model), *sources])
     check_opset(opset, from_torch=is_function(model))
-    budget = None if max_error is None else Budget(max_error=max_error)
+    limited = max_error is not None or min_speedup is not None
+    budget = Budget(max_error=max_error, min_speedup=min_speedup) if limited else None
     loaded = load_model(model, inputs)
     optimized = regraft.optimize(
         loaded.source,
