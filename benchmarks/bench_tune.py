@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from regraft.backends.tvm._tune_graph import ranked
 from regraft.backends.tvm._tuning import CpuTask, layer_task, machine
 from regraft.tune import (
     Config,
@@ -76,8 +77,7 @@ def grid(task: CpuTask, records: Records) -> dict[tuple[tuple[str, object], ...]
 
 def line(task: CpuTask, times: dict, here: Machine, seeds: int) -> str:
     configs, best = list(task.space.configs()), min(times.values())
-    order = CostModel(here).predict([task.features(config) for config in configs]).argsort(kind="stable")
-    first = [configs[place] for place in order][: max(4, len(configs) // 8)]
+    first = ranked(task, configs, CostModel(here))[: max(4, len(configs) // 8)]
     found = [replayed(task, times, "tpe", seed, first) for seed in range(seeds)]
     chance = [replayed(task, times, "random", seed, ()) for seed in range(seeds)]
     needed, random = (statistics.median(trials_until(curve, best) for curve in curves) for curves in (found, chance))

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regraft._progress import Progress, reporter
 from regraft._provenance import LEDGER_KEY, Run, metadata_of
 from regraft.backends import Executable, compile_graph
 from regraft.backends._signature import call_inputs
 from regraft.backends.onnxruntime import export_graph
+from regraft.backends.tvm import tune_kernels
 from regraft.diff import GraphDiff, diff
 from regraft.errors import OptionError
 from regraft.frontends.onnx import OnnxGraph
@@ -22,6 +24,7 @@ from regraft.frontends.onnx._tensors import to_numpy
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.ledger import Ledger
+from regraft.tune import Line, Records, Sampler, Settings
 
 
 @dataclass(eq=False)
@@ -126,6 +129,49 @@ class Optimized:
             MissingExtraError: when the backend needs an extra that is not installed.
         """
         return compile_graph(self.graph, backend, target, **options)
+
+    def tune(
+        self,
+        target: str = "cpu",
+        *,
+        records: str | os.PathLike[str],
+        trials: int | None = 64,
+        seconds: float | None = None,
+        sampler: Sampler = "tpe",
+        seed: int = 0,
+        timeout_s: float = 60.0,
+        progress: Progress = True,
+    ) -> tuple[Line, ...]:
+        """Measure the kernels of structured ops with other tiles, for `compile("torch", kernels="tvm", records=...)`.
+
+        Each problem (op, extents, types) is tuned once, in a process of its own, for the rows of the example inputs;
+        every candidate is held to its op in float64 before its time counts. Trials that the records hold already are
+        not paid again; Ctrl-C ends it with what was found.
+
+        Args:
+            target: "cpu".
+            records: file of trials (.jsonl), made or continued.
+            trials: for each kernel in all, earlier ones included; no limit when None.
+            seconds: for all of them together.
+            sampler: "tpe", "random" or "grid".
+            seed: of what is drawn.
+            timeout_s: for one trial.
+            progress: whether to show a bar on a terminal, or a function (stage, done, total).
+
+        Returns:
+            For each kernel its key, best trial and all trials.
+
+        Raises:
+            OptionError: for another target, or a budget that makes no sense.
+            NoMatchError: when no structured op of the model has a kernel.
+            MissingExtraError: when the extra [tvm] is not installed.
+            OutputError: when the records cannot be written.
+        """
+        if target != "cpu":
+            raise OptionError(f"tune: target must be 'cpu', for which kernels can be tuned; got {target!r}")
+        settings = Settings(trials, seconds, sampler, seed)
+        with reporter(progress) as report:
+            return tune_kernels(self.graph, Records(records), settings, timeout_s, report)
 
     @property
     def runs(self) -> tuple[Run, ...]:

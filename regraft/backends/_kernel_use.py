@@ -13,6 +13,7 @@ class KernelUse:
         op: the structured op.
         kernel: what it runs on ("tvm"); None where it keeps its composite form.
         reason: why it keeps it; "" where it has a kernel.
+        tuned: whether the kernel's tiles come from records.
     """
 
     node: str
@@ -20,7 +21,13 @@ class KernelUse:
     op: str
     kernel: str | None
     reason: str = ""
+    tuned: bool = False
 
     def __str__(self) -> str:
         where = self.site or self.node
-        return f"{where}: {self.op} on {self.kernel}" if self.kernel else f"{where}: {self.op} as it is: {self.reason}"
+        tiles = ", tuned" if self.tuned else ""
+        return (
+            f"{where}: {self.op} on {self.kernel}{tiles}"
+            if self.kernel
+            else f"{where}: {self.op} as it is: {self.reason}"
+        )

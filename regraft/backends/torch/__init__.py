@@ -1,6 +1,7 @@
 """Runs a captured PyTorch model in PyTorch, eagerly; its structured ops can run on kernels of our own."""
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +16,7 @@ from regraft.errors import BackendError, OptionError
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph
 from regraft.graph.snapshot import SnapshotValue
+from regraft.tune import Records
 
 KERNELS: Final = (None, "tvm")
 """What structured ops can run on: PyTorch's own operators, or kernels compiled by TVM (for a GPU, by TileLang)."""
@@ -46,7 +48,9 @@ class TorchExecutable:
             return self.module(*moved, **named)
 
 
-def compile(graph: Graph, target: str, *, kernels: str | None = None) -> TorchExecutable:
+def compile(
+    graph: Graph, target: str, *, kernels: str | None = None, records: str | os.PathLike[str] | None = None
+) -> TorchExecutable:
     """Return an executable for a graph that came from PyTorch.
 
     Args:
@@ -56,14 +60,19 @@ def compile(graph: Graph, target: str, *, kernels: str | None = None) -> TorchEx
             fits, each checked on the example inputs; the executable's `kernels` say which. None: as PyTorch's
             operators. On a GPU each op has a kernel for as many rows as the example inputs have, and one for few rows.
 
+        records: of `regraft tune` or `Optimized.tune`; kernels of a key that they hold take the tiles of its best
+            trial, all others the default ones. For the CPU.
+
     Raises:
-        OptionError: for other kernels.
+        OptionError: for other kernels, or records without kernels.
         BackendError: for a graph from ONNX, a target that is not there, or a GPU that there are no kernels for.
         MissingExtraError: when what compiles the kernels is not installed.
         VerificationError: when a kernel does not compute what its op does.
     """
     if kernels not in KERNELS:
         raise OptionError(f"torch backend: kernels must be one of {', '.join(map(repr, KERNELS))}; got {kernels!r}")
+    if records is not None and kernels is None:
+        raise OptionError("torch backend: records are for kernels='tvm', which was not asked for")
     if not isinstance(graph, FxGraph):
         hint = "compile it with backend='onnxruntime'"
         raise BackendError("torch backend: runs models captured from PyTorch; got an ONNX graph", hint=hint)
@@ -72,7 +81,7 @@ def compile(graph: Graph, target: str, *, kernels: str | None = None) -> TorchEx
     device = torch.device(target)
     described = target, inputs_of(graph), outputs_of(graph), device, graph
     if kernels is not None:
-        module, uses = with_kernels(graph, target)
+        module, uses = with_kernels(graph, target, None if records is None else Records(records))
         return TorchExecutable(module, *described, kernels=uses)
     # Copies of a graph share weights; moving those would move the model's own.
     module = graph.module if target == "cpu" else copy.deepcopy(graph.module).to(device)

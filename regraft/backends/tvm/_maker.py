@@ -1,15 +1,18 @@
 """What makes kernels for calls of ops: one for the CPU here, one for a GPU in `_cuda`."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
+from regraft.backends.tvm._tuning import CpuTask, tuned_tiles
 from regraft.backends.tvm.kernels.cpu import Operands, compile_kernel, cpu_kernels
 from regraft.backends.tvm.kernels.cpu import _dense as dense
 from regraft.backends.tvm.kernels.cpu._host import Host
+from regraft.graph.types import dtype_name
+from regraft.tune import Content
 
 _MATRIX: Final = 2
 
@@ -81,10 +84,17 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class CpuMaker:
-    """Kernels for the CPU; for this processor when `host` is None."""
+    """Kernels for the CPU; for this processor when `host` is None.
+
+    Attributes:
+        records: of tuning, from which tiles are taken.
+        tasks: what was made is noted there, to be tuned.
+    """
 
     host: Host | None = None
     dense: bool = True
+    records: Content | None = None
+    tasks: list[CpuTask] | None = None
 
     def has(self, op: str) -> bool:
         """Return whether there is a kernel of an op."""
@@ -107,7 +117,22 @@ class CpuMaker:
         kernel = dense.kernel if op == "linear" else cpu_kernels()[op]
         types = {name: value.dtype for name, value in varying.items()}
         shapes = {name: value.shape for name, value in varying.items()}
-        return compile_kernel(kernel, Operands(constants, types, attributes, shapes), host=self.host)
+        task = _task(op, constants, varying, attributes)
+        tiles = None if self.records is None else tuned_tiles(self.records, task)
+        made = compile_kernel(kernel, Operands(constants, types, attributes, shapes), tiles, self.host)
+        if self.tasks is not None and not isinstance(made, str):
+            self.tasks.append(task)
+        return made if isinstance(made, str) else replace(made, tuned=tiles is not None)
+
+
+def _task(
+    op: str, constants: Mapping[str, Tensor], varying: Mapping[str, Varying], attributes: Mapping[str, Any]
+) -> CpuTask:
+    shapes = {name: value.expected for name, value in varying.items()}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in constants.items()}
+    types = {name: value.dtype for name, value in varying.items()}
+    types |= {name: tensor.dtype for name, tensor in constants.items()}
+    return CpuTask(op, shapes, {name: dtype_name(dtype) for name, dtype in types.items()}, dict(attributes))
 
 
 def _is_no_row(bias: Tensor | None) -> bool:

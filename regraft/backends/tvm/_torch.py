@@ -12,11 +12,12 @@ from regraft.backends.tvm._calls import Call, apply_calls, call_of
 from regraft.backends.tvm._cuda import CudaMaker, Gpu, this_gpu
 from regraft.backends.tvm._expected import expected_extents
 from regraft.backends.tvm._maker import CpuMaker
-from regraft.errors import VerificationError
+from regraft.errors import OptionError, VerificationError
 from regraft.frontends.torch import FxGraph
 from regraft.frontends.torch.library import torch_op
 from regraft.graph import Node
 from regraft.ops import Op, all_ops
+from regraft.tune import Content, Records
 
 TOLERANCES: Final[Mapping[torch.dtype, float]] = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Largest ‖y - ŷ‖ / ‖y‖ beside the composite form in 16-bit floats: both round, each at other places."""
@@ -27,12 +28,20 @@ STEP_TOLERANCE: Final = 5e-2
 _STEPS: Final = ("int8_linear", "int8_outlier_linear", "int8_topk_linear", "shift_linear")
 
 
-def with_kernels_on(graph: FxGraph, target: str) -> tuple[nn.Module, tuple[KernelUse, ...]]:
+def with_kernels_on(
+    graph: FxGraph, target: str, records: Records | None = None
+) -> tuple[nn.Module, tuple[KernelUse, ...]]:
     """Return the program on kernels for a target; see `regraft.backends.tvm.with_kernels`."""
-    return with_kernels(graph, None if target == "cpu" else this_gpu())
+    if records is None:
+        return with_kernels(graph, None if target == "cpu" else this_gpu())
+    if target != "cpu":
+        raise OptionError("torch backend: records are of kernels for the CPU; those for a GPU are not tuned yet")
+    return with_kernels(graph, None, records.read())
 
 
-def with_kernels(graph: FxGraph, gpu: Gpu | None = None) -> tuple[nn.Module, tuple[KernelUse, ...]]:
+def with_kernels(
+    graph: FxGraph, gpu: Gpu | None = None, records: Content | None = None
+) -> tuple[nn.Module, tuple[KernelUse, ...]]:
     """Return the program as a module whose structured ops run on kernels where one exists and fits, and which do.
 
     Each kernel is run once beside the composite form, on what the example inputs make of its operands.
@@ -40,6 +49,7 @@ def with_kernels(graph: FxGraph, gpu: Gpu | None = None) -> tuple[nn.Module, tup
     Args:
         graph: the program; not changed.
         gpu: where it runs; the CPU when None.
+        records: of tuning, from which the CPU's tiles are taken.
 
     Raises:
         VerificationError: when a kernel does not compute what its op does.
@@ -47,7 +57,7 @@ def with_kernels(graph: FxGraph, gpu: Gpu | None = None) -> tuple[nn.Module, tup
     """
     names = {str(torch_op(name)): op for name, op in all_ops().items()}
     found = [(node, names[node.native]) for node in graph.nodes() if node.native in names]
-    maker, expected = CpuMaker() if gpu is None else CudaMaker(gpu), expected_extents(graph)
+    maker, expected = CpuMaker(records=records) if gpu is None else CudaMaker(gpu), expected_extents(graph)
     planned = [(node, op, call_of(graph, node, op, maker, expected)) for node, op in found]
     calls = [call for _, _, call in planned if isinstance(call, Call)]
     _verify(graph, calls, gpu)
@@ -62,7 +72,7 @@ def with_kernels(graph: FxGraph, gpu: Gpu | None = None) -> tuple[nn.Module, tup
 def _use(node: Node, op: Op, call: Call | str) -> KernelUse:
     if isinstance(call, str):
         return KernelUse(node.key, node.scope, op.name, None, call)
-    return KernelUse(node.key, node.scope, op.name, "tvm")
+    return KernelUse(node.key, node.scope, op.name, "tvm", tuned=getattr(call.kernel, "tuned", False))
 
 
 def _verify(graph: FxGraph, calls: Sequence[Call], gpu: Gpu | None) -> None:

@@ -21,7 +21,7 @@ from regraft.backends.tvm.kernels.cpu._host import this_host, threads
 from regraft.errors import InputError, RegraftError, UnknownNameError
 from regraft.graph.types import TensorType, dtype_name
 from regraft.ops import AttributeValue, evaluate, get_op
-from regraft.tune import Config, Features, Key, Machine, Measure, Measured, Space, Task, bucket
+from regraft.tune import Config, Content, Features, Key, Machine, Measure, Measured, Space, Task, bucket
 
 MAKER: Final = f"{__name__}:measurement"
 TOLERANCE: Final = 1e-4
@@ -79,12 +79,16 @@ class CpuTask:
 
     @property
     def key(self) -> Key:
-        """For what its times hold: extents of weights as they are, rows rounded up to a power of two."""
+        """For what its times hold: extents of weights as they are, rows rounded up to a power of two.
+
+        Layers see their input as rows, whatever its dims are; attention does not.
+        """
         extents: dict[str, int] = {}
         for name, shape in self.shapes.items():
             varies = name in self.kernel.activations
-            for axis, extent in enumerate(shape):
-                rows = varies and axis < len(shape) - 1
+            seen = (math.prod(shape[:-1]), shape[-1]) if varies and self.op != "multi_head_attention" else shape
+            for axis, extent in enumerate(seen):
+                rows = varies and axis < len(seen) - 1
                 extents[f"{name}.{axis}"] = bucket(extent) if rows else extent
         extents |= {name: value for name, value in self.attributes.items() if isinstance(value, int)}
         return Key.of(self.op, extents, self.dtypes, **machine_fields())
@@ -203,6 +207,14 @@ def timed(kernel: Compiled, activations: list[Tensor]) -> float:
             kernel(*activations)
         samples.append((time.perf_counter() - begin) / repeats)
     return statistics.median(samples)
+
+
+def tuned_tiles(records: Content, task: CpuTask) -> Mapping[str, int] | None:
+    """Return the tiles of the fastest trial of that very key; None when there is none that the kernel has."""
+    best = records.best(task.key)
+    if best is None or task.space.problem(best.config) is not None:
+        return None
+    return {name: int(value) for name, value in best.config.items()}
 
 
 def machine_fields() -> dict[str, str]:

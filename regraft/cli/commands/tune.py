@@ -7,27 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from regraft._progress import reporter
-from regraft.backends.tvm._tuning import CpuTask, layer_task, machine
+from regraft.backends.tvm._tune_graph import tune_task
+from regraft.backends.tvm._tuning import CpuTask, layer_task
 from regraft.cli._options import JsonOption
 from regraft.cli._output import print_json, print_lines, print_rows
 from regraft.cli._outputs import check_outputs, check_suffix
 from regraft.errors import InputError, OptionError
 from regraft.tune import (
     HEADER,
-    Config,
-    CostModel,
-    Isolated,
     Line,
     Outcome,
     Records,
     Sampler,
     Settings,
-    Trial,
     best_only,
     draw,
     lines_of,
     row,
-    search,
 )
 
 app = typer.Typer(
@@ -122,23 +118,8 @@ def export(
 
 
 def _searched(task: CpuTask, records: Records, settings: Settings, timeout: float) -> Outcome:
-    configs = list(task.space.configs())
-    first = _ranked(task, configs)[: max(4, len(configs) // 8)]
-    with reporter(True) as report, Isolated(task.task, timeout) as measure:
-        total = min(len(configs), settings.trials or len(configs))
-
-        def shown(trial: Trial, best: Trial | None, count: int) -> None:
-            del trial
-            time = "" if best is None or best.seconds is None else f", best {1e6 * best.seconds:.1f} us"
-            report(f"{task.op}{time}", count, total)
-
-        return search(task.space, measure, task.key, records, settings, first, shown)
-
-
-def _ranked(task: CpuTask, configs: Sequence[Config]) -> list[Config]:
-    """Most promising first, by the roofline of this machine."""
-    predicted = CostModel(machine()).predict([task.features(config) for config in configs])
-    return [configs[place] for place in predicted.argsort(kind="stable")]
+    with reporter(True) as report:
+        return tune_task(task, records, settings, timeout, report, f"tune {task.op}")
 
 
 def _read(path: Path) -> Any:

@@ -94,10 +94,12 @@ class Compiled:
     Attributes:
         key: names the code; kernels of one key differ in weights alone.
         plan: what it was compiled from.
+        tuned: whether its tiles come from records.
     """
 
     key: str
     plan: Plan
+    tuned: bool = False
 
     @property
     def packed(self) -> tuple[Tensor, ...]:
