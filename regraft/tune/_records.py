@@ -126,6 +126,8 @@ class Records:
         Raises:
             OutputError: when the file cannot be written.
         """
+        if not self.path.parent.is_dir():  # which the lock would make
+            raise OutputError(f"{self.path}: the folder {self.path.parent} does not exist", hint="create it first")
         lines = "".join(f"{trial.as_line()}\n" for trial in trials).encode()
         try:
             with FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:

@@ -64,6 +64,7 @@ def test_a_line_that_is_no_trial_is_named_on_the_way(run: Callable, tmp_path: Pa
         (("run", "linear", "--size", "in=3"), "error: tune: linear needs the size 'out'; got in"),
         (("run", "conv", "--size", "in=3"), "error: tune: no layer 'conv' can be made from sizes; there are: linear"),
         (("run", *LAYER, "--records", "t.txt"), "error: --records must end in .jsonl; got 't.txt'"),
+        (("run", *LAYER, "--records", "gone/t.jsonl"), "error: the folder of gone/t.jsonl does not exist"),
         (("run", *LAYER[:-1], "genetic"), "error: tune: sampler must be one of tpe, random, grid; got 'genetic'"),
         (("show", "none.jsonl"), "error: none.jsonl: there is no such file of records"),
         (("show", "none.jsonl", "--curve", "c.gif"), "error: --curve must end in .png or .svg or .html; got 'c.gif'"),

@@ -161,6 +161,9 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"folder\.jsonl: cannot be (written|read): Is a directory"):
         Records(tmp_path / "folder.jsonl").add(trial(0))
+    with pytest.raises(OutputError, match=r"t\.jsonl: the folder .*gone does not exist$"):
+        Records(tmp_path / "gone" / "t.jsonl").add(trial(0))
+    assert not (tmp_path / "gone").exists()
     with pytest.raises(OutputError, match=r"folder\.jsonl: cannot be read: Is a directory"):
         Records(tmp_path / "folder.jsonl").read()
 

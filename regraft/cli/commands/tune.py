@@ -32,6 +32,13 @@ app = typer.Typer(
 
 RecordsOption = Annotated[Path, typer.Option("--records", metavar="FILE.jsonl", help="Where trials are kept.")]
 RecordsArgument = Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Records.")]
+_ENDS = {
+    "trials": "as many trials as asked for",
+    "seconds": "the time is up",
+    "space": "every config is tried",
+    "gain": "nothing better is to be expected",
+    "interrupted": "interrupted",
+}
 PICTURES = (".png", ".svg", ".html")
 
 
@@ -57,6 +64,7 @@ def run(
     """Measure a CPU kernel with other tiles; goes on where an earlier run ended, also a killed one."""
     task = layer_task(op, _sizes(size), rows, dtype)
     check_suffix("--records", records, (".jsonl",))
+    check_outputs([records], [])
     settings = Settings(trials, seconds, _sampler(sampler), seed, study=None if study is None else str(study))
     outcome = _searched(task, Records(records), settings, timeout)
     (line,) = [found for found in lines_of(Records(records).read()) if found.key == task.key] or [
@@ -65,7 +73,7 @@ def run(
     if as_json:
         print_json(_document(line) | {"paid": outcome.paid, "stopped": outcome.stopped})
         return
-    print_lines([f"{outcome.paid} measured, stopped by {outcome.stopped}; records in {records}"])
+    print_lines([f"{outcome.paid} measured: {_ENDS[outcome.stopped]}; records in {records}"])
     _print([line])
 
 
