@@ -24,6 +24,7 @@ from regraft.errors import (
     MissingExtraError,
     ModelFileError,
     ModelNotFoundError,
+    OptionError,
     OutputError,
     UnknownNameError,
     VerificationError,
@@ -226,9 +227,8 @@ def test_onnx_operators_without_translation_are_named_together() -> None:
 
 def test_targets_are_those_of_this_backend() -> None:
     graph = capture(nn.Linear(3, 2), (torch.ones(2, 3),))
-    with pytest.raises(BackendError, match="tvm backend: target 'cuda' is not there yet") as caught:
-        compile_graph(graph, "tvm", "cuda")
-    assert caught.value.hint == "target='llvm' compiles for the CPU"
+    with pytest.raises(OptionError, match="tvm backend: arch='sm_80' is of target 'cuda'; got target 'llvm'"):
+        compile_graph(graph, "tvm", "llvm", arch="sm_80")
     with pytest.raises(UnknownNameError, match="tvm backend: target must be one of cpu, llvm, cuda; got 'tpu'"):
         compile_graph(graph, "tvm", "tpu")
     with pytest.raises(UnknownNameError, match="torch backend: target must be one of cpu, cuda; got 'llvm'"):
@@ -247,6 +247,19 @@ def test_code_that_computes_something_else_is_not_handed_out(monkeypatch: pytest
     monkeypatch.setattr(type(graph), "run", lambda self, inputs: ((run(self, inputs)[0][0] + 1,), {}))
     with pytest.raises(VerificationError, match=r"tvm backend: output 'linear' of Linear is off by .* of its size"):
         compile_graph(graph, "tvm", "llvm")
+
+
+@pytest.mark.parametrize(("layers", "allowed"), [(1, "0.001"), (2, "0.1")])
+def test_what_several_layers_round_may_differ_by_their_steps_alone(
+    layers: int, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)))
+    passes = ["llm-int8{small=true}"]
+    rounded = regraft.optimize(model, passes, example_inputs=(torch.randn(4, 8),), progress=False, strict=False)
+    run = type(rounded.graph).run
+    monkeypatch.setattr(type(rounded.graph), "run", lambda self, inputs: ((run(self, inputs)[0][0] * 1.2,), {}))
+    with pytest.raises(VerificationError, match=rf"is off by 0.17 of its size; at most {allowed} is allowed"):
+        rounded.compile("tvm", "llvm")
 
 
 def test_an_infinite_result_in_the_place_of_a_finite_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ def compile(
 
     The compiled code is run once beside the original, on example inputs, before it is handed out.
 
-    For "cuda", structured ops and attention run on our CUDA kernels, the rest on TVM's default schedules. It compiles and
-    saves without a GPU; where there is none it is not run, and the executable says `verified=False`.
+    For "cuda", structured ops and attention run on our CUDA kernels, the rest on TVM's default schedules. It compiles
+    and saves without a GPU; where there is none it is not run, and the executable says `verified=False`.
 
     Args:
         graph: what to run.

@@ -67,7 +67,12 @@ def module(name: str) -> ModuleType:
 
 def load_extras() -> None:
     """Load the part of TVM's runtime that sorts, which TVM itself loads only beside its compiler."""
-    base, name = module("tvm.base"), "tvm_runtime_extra"
+    load_runtime("tvm_runtime_extra")
+
+
+def load_runtime(name: str) -> None:
+    """Load a part of TVM's runtime unless it is loaded ("tvm_runtime_extra", "tvm_runtime_cuda")."""
+    base = module("tvm.base")
     loaded: dict[str, Any] = base._LOADED_LIBS
     if name not in loaded:
         folders = module("tvm.libinfo").package_lib_paths()

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from regraft._files import write_atomic
 from regraft.backends._again import first_line
+from regraft.backends._executable import Executable
 from regraft.backends._signature import inputs_of, outputs_of
 from regraft.backends.tvm._compat import module
 from regraft.backends.tvm._decompose import program_of
@@ -33,6 +34,7 @@ from regraft.frontends.onnx import OnnxGraph
 from regraft.frontends.torch import FxGraph
 from regraft.graph import Graph, Node
 from regraft.graph.snapshot import SnapshotValue
+from regraft.ops import all_ops
 from regraft.passes import FuseAttention, Settings, run_passes
 
 TOLERANCE: Final = 1e-3
@@ -42,10 +44,7 @@ DEEP_TOLERANCE: Final = 0.1
 
 MiniLM in 8 bits moves by 0.03 when its embeddings are multiplied by 1 + 1e-6.
 """
-_ROUNDING: Final = frozenset(
-    {"int8_linear", "int8_outlier_linear", "int8_topk_linear", "aten.round.default", "DynamicQuantizeLinear"}
-    | {"QuantizeLinear", "Round"}
-)
+_ROUNDING: Final = frozenset({"aten.round.default", "DynamicQuantizeLinear", "QuantizeLinear", "Round"})
 
 _TYPES: Final = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
@@ -54,7 +53,11 @@ _TYPES: Final = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class TvmExecutable:
-    """`Executable` over compiled code. Torch tensors in give torch tensors out, numpy arrays give arrays."""
+    """`Executable` over compiled code. Torch tensors in give torch tensors out, numpy arrays give arrays.
+
+    Attributes:
+        verified: whether it was run beside the original.
+    """
 
     library: Library
     code: Any
@@ -62,6 +65,7 @@ class TvmExecutable:
     inputs: Sequence[SnapshotValue]
     outputs: Sequence[SnapshotValue]
     backend: str = "tvm"
+    verified: bool = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the outputs in order; errors as in `Library`."""
@@ -93,34 +97,33 @@ class TvmExecutable:
 
 def compile_for_cpu(graph: Graph, target: str, mcpu: str | None = None) -> TvmExecutable:
     """Return an executable; see `regraft.backends.tvm.compile`."""
-    inputs, outputs = _side(inputs_of(graph), "input"), _side(outputs_of(graph), "output")
+    inputs, outputs = ports_of(inputs_of(graph), "input"), ports_of(outputs_of(graph), "output")
     host = host_of(mcpu)
-    program, example = _program(_fused(graph), CpuMaker(host))
+    program, example = program_for(fused(graph), CpuMaker(host))
     ports = Ports(inputs, outputs, limits_of(program, inputs))
     importer = Importer()
-    unsupported = importer.unsupported(program)
-    if unsupported:
-        raise BackendError(f"tvm backend: {graph.name} has operators that TVM cannot take: {', '.join(unsupported)}")
-    code = _built(graph.name, importer, program, ports, host)
+    importer.check(program, graph.name)
+    code = built(graph.name, importer, program, ports, host, host.target, pipeline(host))
     executable = TvmExecutable(started(code.jit(), graph.name), code, target, inputs_of(graph), outputs_of(graph))
-    _verify(graph, executable, example)
+    verify(graph, executable, example)
     return executable
 
 
-def _fused(graph: Graph) -> Graph:
-    """The graph with every attention that is recognized as one node; each was checked."""
+def fused(graph: Graph) -> Graph:
+    """Return the graph with every attention that is recognized as one node; each was checked."""
     return run_passes(graph, [FuseAttention()], Settings(strict=False))[0]
 
 
-def _program(graph: Graph, maker: Maker) -> tuple[ExportedProgram, Sequence[Tensor]]:
-    """The program in core operators, and inputs that it can be tried with."""
+def program_for(graph: Graph, maker: Maker) -> tuple[ExportedProgram, Sequence[Tensor]]:
+    """Return the program in core operators, and inputs that it can be tried with."""
     if isinstance(graph, OnnxGraph):
         return program_of_onnx(graph, maker)
     assert isinstance(graph, FxGraph)
     return program_of(graph, maker), [leaf for leaf in tree_leaves(graph.example_inputs) if isinstance(leaf, Tensor)]
 
 
-def _side(values: Sequence[SnapshotValue], side: str) -> tuple[Port, ...]:
+def ports_of(values: Sequence[SnapshotValue], side: str) -> tuple[Port, ...]:
+    """Return inputs or outputs as a library knows them; raises BackendError for an element type that it has not."""
     return tuple(_port(value, side) for value in values)
 
 
@@ -132,7 +135,10 @@ def _port(value: SnapshotValue, side: str) -> Port:
     return Port(value.name, PortType(dtype, tuple(shape or ())))
 
 
-def _built(name: str, importer: Any, program: ExportedProgram, ports: Ports, host: Host) -> Any:
+def built(
+    name: str, importer: Importer, program: ExportedProgram, ports: Ports, host: Host, target: Any, passes: Any
+) -> Any:
+    """Return what TVM compiles a program to; raises BackendError when it cannot."""
     relax = module("tvm.relax")
     try:
         with warnings.catch_warnings():
@@ -141,7 +147,7 @@ def _built(name: str, importer: Any, program: ExportedProgram, ports: Ports, hos
             imported[PORTS], imported[CPU] = _says(PORTS, ports.to_text()), _says(CPU, host.needs)
             if importer.kernels:
                 imported = imported.with_attr("external_mods", [library_of(importer.kernels, host)])
-            return relax.build(imported, host.target, relax_pipeline=pipeline(host))
+            return relax.build(imported, target, relax_pipeline=passes)
     except BackendError:
         raise
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, KeyError) as error:
@@ -157,7 +163,7 @@ def _says(name: str, text: str) -> Any:
     return builder.get()[name]
 
 
-def _verify(graph: Graph, executable: TvmExecutable, example: Sequence[Tensor]) -> None:
+def verify(graph: Graph, executable: Executable, example: Sequence[Tensor]) -> None:
     """Raise VerificationError unless the compiled code computes what the graph does."""
     allowed = DEEP_TOLERANCE if sum(map(_rounds, graph.nodes())) > 1 else TOLERANCE
     wanted, _ = graph.run(list(example))
@@ -171,9 +177,9 @@ def _verify(graph: Graph, executable: TvmExecutable, example: Sequence[Tensor]) 
 
 def _rounds(node: Node) -> bool:
     """Whether a layer rounds its activations."""
-    if node.op == "shift_linear":
-        return bool(node.attributes.get("activations", 0))
-    return node.op in _ROUNDING or node.native in _ROUNDING
+    if node.op in all_ops():
+        return node.op.startswith("int8_") or bool(node.attributes.get("activations", 0))
+    return node.native in _ROUNDING
 
 
 def _distance(result: Tensor, exact: Tensor) -> float:

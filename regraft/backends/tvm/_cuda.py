@@ -94,6 +94,22 @@ class CudaCode:
     flat: bool
     launch: Callable[[Artefact, Sequence[Tensor | None], Sequence[int]], None]
 
+    @property
+    def artefacts(self) -> tuple[Artefact, ...]:
+        """All kernels, that for few rows first."""
+        return (self.many,) if self.few is None else (self.few, self.many)
+
+    @property
+    def inputs(self) -> tuple[Argument, ...]:
+        """What every kernel reads, in order."""
+        return tuple(item for item in self.many.arguments if item.role == "in" and item.present)
+
+    @property
+    def written(self) -> tuple[Argument, ...]:
+        """The result, and then all memory that one of the kernels is lent."""
+        found = [item for artefact in self.artefacts for item in artefact.arguments if item.role != "in"]
+        return tuple(dict.fromkeys(sorted(found, key=lambda item: item.role != "out")))
+
     def result_like(self, activations: Sequence[Tensor]) -> Tensor:
         """Return an empty tensor of the type of the result."""
         lead = activations[0].shape[:-1]
@@ -111,11 +127,7 @@ class CudaCode:
             return result
         given = dict(zip(self.operands, (*activations, *packed), strict=True))
         extents: dict[str, int] = {}
-        inputs = {
-            argument.name: self._input(argument, given[argument.name], extents)
-            for argument in self.many.arguments
-            if argument.role == "in" and argument.present
-        }
+        inputs = {argument.name: self._input(argument, given[argument.name], extents) for argument in self.inputs}
         artefact = self.chosen(extents)
         tensors = [self._tensor(argument, inputs, extents, result) for argument in artefact.arguments]
         self.launch(artefact, tensors, [extents[name] for name in artefact.extents])

@@ -14,10 +14,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 
 from regraft.backends.tvm._compat import module
+from regraft.backends.tvm._cuda import CudaCode
+from regraft.backends.tvm._cuda_relax import called_on_gpu, symbol_of
 from regraft.backends.tvm._extents import prim_expr
 from regraft.backends.tvm._fast import FAST
 from regraft.backends.tvm._kernel_calls import called
 from regraft.backends.tvm._lowering import LOWERINGS
+from regraft.backends.tvm._operator import code_of
 from regraft.errors import BackendError
 
 relax: Final[Any] = module("tvm.relax")
@@ -40,6 +43,13 @@ class Importer(_Importer):
         self.convert_map.update({name: self._lowered(lower) for name, lower in {**LOWERINGS, **FAST}.items()})
         self.convert_map["run.default"] = self._kernel_call
         self.kernels: Final[dict[str, str]] = {}
+        self.cuda: Final[dict[str, CudaCode]] = {}
+
+    def check(self, program: ExportedProgram, name: str) -> None:
+        """Raise BackendError that names the operators that cannot be imported."""
+        unsupported = self.unsupported(program)
+        if unsupported:
+            raise BackendError(f"tvm backend: {name} has operators that TVM cannot take: {', '.join(unsupported)}")
 
     def unsupported(self, program: ExportedProgram) -> list[str]:
         """Return the operators of the program that cannot be imported, in order, each once."""
@@ -115,12 +125,17 @@ class Importer(_Importer):
         return convert
 
     def _kernel_call(self, node: fx.Node) -> Any:
-        """A kernel of ours, called by its symbol; `kernels` knows which those are."""
+        """A kernel of ours, called by its symbol: `kernels` has those for the CPU by key, `cuda` others by symbol."""
         activations, packed, key = node.args
-        symbol = self.kernels.setdefault(str(key), f"regraft_kernel_{len(self.kernels)}")
         given = [self.env[value] for value in activations]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
         weights = [self.env[value] for value in packed]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
         shape = [self._extent(extent) for extent in node.meta["val"].shape]
+        code = code_of(str(key))
+        if isinstance(code, CudaCode):
+            symbol = symbol_of(str(key), code)
+            self.cuda[symbol] = code
+            return called_on_gpu(self.block_builder, symbol, code, [*given, *weights], shape)
+        symbol = self.kernels.setdefault(str(key), f"regraft_kernel_{len(self.kernels)}")
         return called(self.block_builder, symbol, str(key), given, weights, shape)
 
     def _keywords(self, node: fx.Node) -> dict[str, Any]:

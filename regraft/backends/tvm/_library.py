@@ -10,6 +10,7 @@ from typing import Any, Final
 import ml_dtypes  # of apache-tvm
 import numpy as np
 
+from regraft.backends.tvm._archive import is_archive, loaded_module, read_contents
 from regraft.backends.tvm._compat import load_extras, module
 from regraft.backends.tvm._ports import Port, Ports, bind
 from regraft.backends.tvm._processor import check_processor
@@ -31,10 +32,12 @@ class Library:
     Attributes:
         machine: the virtual machine that holds the code.
         ports: what it takes and returns.
+        device: of TVM, on which it runs; the CPU when None.
     """
 
     machine: Any
     ports: Ports
+    device: Any = None
 
     @property
     def inputs(self) -> Sequence[Port]:
@@ -56,7 +59,7 @@ class Library:
         given = bind(self.ports, args, kwargs)
         tvm = module("tvm")
         try:
-            results = self.machine[MAIN](*(tvm.runtime.tensor(_array(value)) for value in given))
+            results = self.machine[MAIN](*(tvm.runtime.tensor(_array(value), self.device) for value in given))
         except (ValueError, TypeError, RuntimeError) as error:  # TVM's own errors derive from these
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise BackendError(f"tvm backend: the compiled model refuses these inputs: {first}") from error
@@ -70,6 +73,8 @@ def load_library(path: str | os.PathLike[str]) -> Library:
     shown = Path(path)
     if not shown.is_file():
         raise ModelNotFoundError(f"{shown}: there is no such file")
+    if is_archive(shown):
+        return load_archive(shown)
     load_extras()
     runtime = module("tvm.runtime")
     try:
@@ -80,19 +85,32 @@ def load_library(path: str | os.PathLike[str]) -> Library:
     return started(loaded, str(shown))
 
 
-def started(loaded: Any, name: str) -> Library:
-    """Return a module of TVM, its virtual machine started on the CPU; raises ModelFileError for one of others.
+def load_archive(path: Path) -> Library:
+    """Return the whole graph for a GPU that an archive has; raises BackendError without a driver."""
+    contents = read_contents(path)
+    try:
+        loaded = loaded_module(contents, str(path))
+    except (ValueError, RuntimeError, OSError, AttributeError) as error:
+        if isinstance(error, BackendError):
+            raise
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BackendError(f"{path}: cannot be loaded on this GPU: {first}") from error
+    return started(loaded, str(path), module("tvm").cuda(0))
+
+
+def started(loaded: Any, name: str, device: Any = None) -> Library:
+    """Return a module of TVM, its virtual machine started on a device or the CPU; ModelFileError for one of others.
 
     BackendError when this processor cannot run it.
     """
     vm = module("tvm.runtime.vm")
     try:
-        machine = vm.VirtualMachine(loaded, module("tvm").cpu())
+        machine = vm.VirtualMachine(loaded, module("tvm").cpu() if device is None else device)
         text, needed = str(machine[PORTS]()), str(machine[CPU]())
     except (AttributeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{name}: is no library that Regraft saved") from error
     check_processor(name, needed)
-    return Library(machine, Ports.from_text(text))
+    return Library(machine, Ports.from_text(text), device)
 
 
 def _array(value: Any) -> Any:

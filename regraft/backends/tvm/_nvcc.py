@@ -119,11 +119,35 @@ def compile_library(source: str, arch: str) -> tuple[bytes, Resources]:
         command += [f"-I{include}" for include in _includes()]
         done = _run(command)
         if done.returncode != 0:
-            said = done.stderr + done.stdout
-            first = next((line for line in said.splitlines() if "error" in line.lower()), said.strip()[:300])
-            raise BackendError(f"tvm backend: nvcc refuses the kernel for {arch}: {first.strip()[:400]}")
+            raise BackendError(f"tvm backend: nvcc refuses the kernel for {arch}: {_first_error(done)}")
         ptx = "".join(path.read_text(encoding="utf-8") for path in sorted(place.glob("*.ptx")))
         return (place / "kernel.so").read_bytes(), _resources(source, ptx, done.stderr + done.stdout)
+
+
+def compile_device_code(source: str, arch: str) -> bytes:
+    """Return the kernels of a CUDA source without host code, as the driver loads them (a cubin).
+
+    Args:
+        source: CUDA C++ that includes nothing but headers of CUDA.
+        arch: "sm_80" or "sm_90a".
+
+    Raises:
+        MissingExtraError: when there is no nvcc.
+        BackendError: when nvcc refuses the source, with its first error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "device.cu").write_text(source, encoding="utf-8")
+        command = [str(find_nvcc()), "-std=c++17", "-O3", "-w", "--cubin", f"-arch={arch}", str(place / "device.cu")]
+        done = _run([*command, "-o", str(place / "device.cubin")])
+        if done.returncode != 0:
+            raise BackendError(f"tvm backend: nvcc refuses TVM's kernels for {arch}: {_first_error(done)}")
+        return (place / "device.cubin").read_bytes()
+
+
+def _first_error(done: "subprocess.CompletedProcess[str]") -> str:
+    said = done.stderr + done.stdout
+    return next((line for line in said.splitlines() if "error" in line.lower()), said.strip()[:300]).strip()[:400]
 
 
 def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
