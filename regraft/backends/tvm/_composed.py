@@ -243,9 +243,9 @@ def _int8_topk_linear(
         sizes = rows.reshape(-1, inner).abs().amax(0)
         peaks, places = torch.topk(sizes, columns)
         reached = peaks >= threshold
-        inliers = torch.ones_like(sizes, dtype=torch.bool).scatter(0, places, ~reached)
+        kept = torch.ones_like(sizes).scatter(0, places, 1 - reached.to(sizes.dtype))
         few = weight.index_select(1, places).to(scale.dtype) * scale[:, None] * reached
-        given = [rows, inliers, places, few.to(rows.dtype)]
+        given = [rows, kept > 0, places, few.to(rows.dtype)]
         return torch.ops.regraft_kernels.run(given, list(packed[start:stop]), key)
 
     return parts.finished("int8_topk_linear", function, outer, {"columns": columns, "threshold": threshold})

@@ -30,11 +30,17 @@ def _round(builder: Any, x: Any, *, decimals: int = 0) -> Any:
 
 
 def _embedding(builder: Any, table: Any, indices: Any, *_: Any, **__: Any) -> Any:
-    return builder.emit_te(lambda table, indices: _taken(table, indices, 0, negative=False), table, indices)
+    def embedding(table: Any, indices: Any) -> Any:  # the name is that of the kernel, in CUDA source, too
+        return _taken(table, indices, 0, negative=False)
+
+    return builder.emit_te(embedding, table, indices)
 
 
 def _index_select(builder: Any, x: Any, axis: int, indices: Any) -> Any:
-    return builder.emit_te(lambda x, indices: _taken(x, indices, axis % len(x.shape), negative=False), x, indices)
+    def select(x: Any, indices: Any) -> Any:
+        return _taken(x, indices, axis % len(x.shape), negative=False)
+
+    return builder.emit_te(select, x, indices)
 
 
 def _taken(x: Any, indices: Any, axis: int, *, negative: bool) -> Any:
