@@ -258,7 +258,7 @@ def test_what_several_layers_round_may_differ_by_their_steps_alone(
     rounded = regraft.optimize(model, passes, example_inputs=(torch.randn(4, 8),), progress=False, strict=False)
     run = type(rounded.graph).run
     monkeypatch.setattr(type(rounded.graph), "run", lambda self, inputs: ((run(self, inputs)[0][0] * 1.2,), {}))
-    with pytest.raises(VerificationError, match=rf"is off by 0.17 of its size; at most {allowed} is allowed"):
+    with pytest.raises(VerificationError, match=rf"is off by .* of its size; at most {allowed} is allowed"):
         rounded.compile("tvm", "llvm")
 
 
