@@ -254,7 +254,7 @@ def test_what_several_layers_round_may_differ_by_their_steps_alone(
     layers: int, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)))
-    passes = ["llm-int8{small=true}"]
+    passes = ["llm-int8{small=true,heads=true}"]
     rounded = regraft.optimize(model, passes, example_inputs=(torch.randn(4, 8),), progress=False, strict=False)
     run = type(rounded.graph).run
     monkeypatch.setattr(type(rounded.graph), "run", lambda self, inputs: ((run(self, inputs)[0][0] * 1.2,), {}))
