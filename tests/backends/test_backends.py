@@ -124,7 +124,7 @@ def test_an_opset_before_18_is_refused_for_torch_models(result: Any, tmp_path: A
 def test_an_option_that_a_backend_lacks_is_refused_with_those_that_it_has(result: Any) -> None:
     with pytest.raises(OptionError, match=r"^onnxruntime backend has no option 'foo'; it has: threads, entries"):
         result.compile("onnxruntime", foo=1)
-    with pytest.raises(OptionError, match=r"^torch backend has no option 'threads'; it has: kernels$"):
+    with pytest.raises(OptionError, match=r"^torch backend has no option 'threads'; it has: kernels, records$"):
         result.compile("torch", threads=1)
 
 
