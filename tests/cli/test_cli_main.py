@@ -35,7 +35,7 @@ def test_the_version_is_the_packages(run: Callable) -> None:
     assert (outcome.code, outcome.out, outcome.err) == (0, f"regraft {version('regraft')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["diff", "doctor", "explain", "optimize", "passes"])
+@pytest.mark.parametrize("command", ["diff", "doctor", "explain", "optimize", "passes", "tune"])
 def test_the_help_of_a_command_lists_nothing_but_what_the_command_takes(run: Callable, command: str) -> None:
     outcome = run(command, "--help")
     assert outcome.code == 0
@@ -46,14 +46,14 @@ def test_the_help_of_a_command_lists_nothing_but_what_the_command_takes(run: Cal
 def test_no_command_shows_the_help_and_is_a_usage_error(run: Callable) -> None:
     outcome = run()
     assert outcome.code == 2
-    for name in ("diff", "doctor", "explain", "optimize", "passes"):
+    for name in ("diff", "doctor", "explain", "optimize", "passes", "tune"):
         assert f"\n  {name} " in outcome.out
 
 
 def test_an_unknown_command_is_one_line_with_the_one_that_was_meant(run: Callable) -> None:
     outcome = run("optimise")
     assert (outcome.code, outcome.out) == (2, "")
-    has = "diff, doctor, explain, optimize, passes"
+    has = "diff, doctor, explain, optimize, passes, tune"
     assert outcome.err == f"error: regraft has no command 'optimise' (did you mean 'optimize'?); it has: {has}\n"
 
 
