@@ -35,9 +35,9 @@ def test_the_version_is_the_packages(run: Callable) -> None:
     assert (outcome.code, outcome.out, outcome.err) == (0, f"regraft {version('regraft')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["diff", "doctor", "explain", "optimize", "passes", "tune"])
+@pytest.mark.parametrize("command", ["diff", "doctor", "explain", "optimize", "passes", "tune run", "tune show"])
 def test_the_help_of_a_command_lists_nothing_but_what_the_command_takes(run: Callable, command: str) -> None:
-    outcome = run(command, "--help")
+    outcome = run(*command.split(), "--help")
     assert outcome.code == 0
     assert "--json" in outcome.out
     assert "completion" not in outcome.out
