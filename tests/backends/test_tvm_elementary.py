@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regraft.backends import compile_graph
 from regraft.backends.tvm._decompose import program_of
-from regraft.backends.tvm.kernels.cpu._host import this_host
+from regraft.backends.tvm._maker import CpuMaker
 from regraft.frontends.torch import capture
 
 FUNCTIONS = {
@@ -48,6 +48,6 @@ def test_what_is_no_number_stays_so() -> None:
 
 def test_linear_layers_of_a_whole_graph_are_calls_of_kernels() -> None:
     layers = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
-    program = program_of(capture(layers, (torch.randn(2, 5),)), this_host())
+    program = program_of(capture(layers, (torch.randn(2, 5),)), CpuMaker())
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["regraft_kernels.run.default", "aten.relu.default", "regraft_kernels.run.default"]

@@ -10,8 +10,8 @@ from onnx_cases import Case
 
 from regraft.backends import compile_graph
 from regraft.backends.tvm._importer import Importer
+from regraft.backends.tvm._maker import CpuMaker
 from regraft.backends.tvm._onnx import program_of_onnx
-from regraft.backends.tvm.kernels.cpu._host import this_host
 from regraft.frontends.onnx import load
 
 FIRST = list({case.op: case for case in reversed(CASES)}.values())
@@ -38,7 +38,7 @@ def inputs(case: Case) -> list[torch.Tensor]:
 
 
 def check_traced(case: Case) -> None:
-    program, _ = program_of_onnx(load(case.model()), this_host())
+    program, _ = program_of_onnx(load(case.model()), CpuMaker())
     check(case, program.module()(*inputs(case)))
     assert not Importer().unsupported(program)
 

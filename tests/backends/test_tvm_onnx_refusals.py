@@ -13,8 +13,8 @@ from tiny_transformers import library_example, library_model
 
 import regraft
 from regraft.backends import compile_graph
+from regraft.backends.tvm._maker import CpuMaker
 from regraft.backends.tvm._onnx import program_of_onnx
-from regraft.backends.tvm.kernels.cpu._host import this_host
 from regraft.errors import BackendError
 from regraft.frontends.onnx import load
 
@@ -82,7 +82,7 @@ def choice(condition: list[Any]) -> onnx.ModelProto:
 def test_a_choice_that_is_known_while_tracing_takes_its_body(taken: bool) -> None:
     stored = onnx.numpy_helper.from_array(np.array(taken), "c")
     model = load(choice([oh.make_node("Constant", [], ["c"], value=stored)]))
-    program, _ = program_of_onnx(model, this_host())
+    program, _ = program_of_onnx(model, CpuMaker())
     x = torch.randn(5, 4)
     torch.testing.assert_close(program.module()(x)[0], -x if taken else x.abs())
 
