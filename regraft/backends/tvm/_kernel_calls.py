@@ -30,7 +30,7 @@ def called(
         seen = [_count(shape[:-1]), shape[-1]]
     else:
         given = [*activations[:3], *(item for mask in activations[3:] for item in _offsets(builder, mask))]
-        seen = list(shape)
+        seen = [*list(activations[0].struct_info.shape)[:-1], shape[-1]]
     result = relax.TensorStructInfo(seen, dtype)
     return builder.emit(relax.call_dps_packed(symbol, [*given, *packed], out_sinfo=result))
 
