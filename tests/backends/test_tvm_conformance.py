@@ -21,6 +21,7 @@ TOLERANCE = 1e-5
 
 ALL = [(op, example) for op in all_ops().values() for example in op.examples]
 QUICK = [(get_op(name), get_op(name).examples[0]) for name in ("int8_linear", "lowrank_linear", "shift_linear")]
+QUICK += [(op, example) for op, example in ALL if (op.name, example.name) == ("multi_head_attention", "merged to rows")]
 """Compiling takes seconds; the others are run by the slow tests."""
 
 
