@@ -81,6 +81,18 @@ def test_a_mask_of_keys_takes_no_buffer_and_is_what_the_oracle_says(
     torch.testing.assert_close(answer(model, tensors["q"]).double(), wanted, atol=atol, rtol=1e-4)
 
 
+def test_what_is_hidden_by_infinity_stays_so_beside_the_lowest_finite_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(1, 3, 4, generator=generator) for name in "qkv"}
+    lowest = torch.finfo(torch.float32).min
+    tensors["bias"] = torch.tensor([-math.inf, lowest, lowest]).view(1, 1, 1, 3)
+    attributes = {"heads": 2, "kv_heads": 2, "split": 1, "scale": 0.5, "causal": 0}
+    model = single_node_model(ATTENTION, tensors, attributes, 18)
+    respell(model)
+    wanted = tensors["v"][:, 1:].mean(1, keepdim=True).expand(1, 3, 4)  # both that are left, alike
+    torch.testing.assert_close(answer(model, tensors["q"]), wanted, atol=1e-5, rtol=1e-5)
+
+
 def masked(shape: tuple[int, ...], causal: int = 0, scale: float = 0.5) -> ir.Model:
     example = Example(
         "masked",
